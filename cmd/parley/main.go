@@ -1,0 +1,43 @@
+// Command parley is the all-in-one: the whole product in one process for development, and the tools around it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parleychat/parley/cmd/parley/stack"
+)
+
+func main() {
+	err := root().ExecuteContext(context.Background())
+	var exit stack.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(int(exit))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "parley:", err)
+		os.Exit(1)
+	}
+}
+
+// commands are the subcommands, one constructor per file.
+var commands = []func() *cobra.Command{
+	stackCommand,
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "parley",
+		Short:         "Parley: a chat backend",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	for _, command := range commands {
+		cmd.AddCommand(command())
+	}
+	return cmd
+}

@@ -1,0 +1,12 @@
+package stack
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// dieWithParent makes the kernel send the child SIGINT when this process dies, also by kill -9. SIGINT is
+// PostgreSQL's fast stop.
+func dieWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGINT
+}

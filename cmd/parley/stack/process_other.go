@@ -1,0 +1,9 @@
+//go:build unix && !linux
+
+package stack
+
+import "os/exec"
+
+// dieWithParent does nothing: only Linux can tie a child's life to its parent's. What a kill -9 leaves
+// running is ended by the next start on the same folder.
+func dieWithParent(*exec.Cmd) {}
