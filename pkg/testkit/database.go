@@ -33,6 +33,7 @@ type Schema struct {
 
 // Database is a database of one test.
 type Database struct {
+	name     string
 	admin    string
 	services map[string]string
 }
@@ -55,7 +56,17 @@ func (d *Database) URL(service string) string {
 // the template in about 20 ms.
 func NewDatabase(t testing.TB, schemas ...Schema) *Database {
 	t.Helper()
-	return newDatabase(t, servers(t).Postgres, schemas)
+	adminURL := servers(t).Postgres
+	d, err := makeDatabase(t.Context(), adminURL, schemas)
+	if err != nil {
+		t.Fatalf("make the test database: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := execute(cleanupContext(t), adminURL, "DROP DATABASE IF EXISTS "+d.name+" WITH (FORCE)"); err != nil {
+			t.Errorf("drop the test database: %v", err)
+		}
+	})
+	return d
 }
 
 // ServiceDatabase is NewDatabase for a single service. It returns the URL of the service's role.
@@ -70,22 +81,16 @@ func EmptyDatabase(t testing.TB) string {
 	return NewDatabase(t).AdminURL()
 }
 
-func newDatabase(t testing.TB, adminURL string, schemas []Schema) *Database {
-	t.Helper()
-	name := randomName("test_")
-	if err := createFromTemplate(t.Context(), adminURL, name, schemas); err != nil {
-		t.Fatalf("make the test database: %v", err)
+func makeDatabase(ctx context.Context, adminURL string, schemas []Schema) (*Database, error) {
+	d := &Database{name: randomName("test_"), services: map[string]string{}}
+	if err := createFromTemplate(ctx, adminURL, d.name, schemas); err != nil {
+		return nil, err
 	}
-	t.Cleanup(func() {
-		if err := execute(cleanupContext(t), adminURL, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
-			t.Errorf("drop the test database: %v", err)
-		}
-	})
-	d := &Database{admin: databaseURL(adminURL, name, nil), services: map[string]string{}}
+	d.admin = databaseURL(adminURL, d.name, nil)
 	for _, s := range schemas {
-		d.services[s.Service] = databaseURL(adminURL, name, url.UserPassword(roleOf(s.Service), rolePassword))
+		d.services[s.Service] = databaseURL(adminURL, d.name, url.UserPassword(roleOf(s.Service), rolePassword))
 	}
-	return d
+	return d, nil
 }
 
 func createFromTemplate(ctx context.Context, adminURL, name string, schemas []Schema) error {

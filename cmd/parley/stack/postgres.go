@@ -178,6 +178,9 @@ func (c cluster) arguments(port int) []string {
 	settings := map[string]string{
 		"listen_addresses": "127.0.0.1", "max_connections": "300", "timezone": "UTC", "log_timezone": "UTC",
 		"unix_socket_directories": c.data(),
+		// In the data folder instead of /dev/shm: a killed server leaves nothing outside its folder, and the 64 MB
+		// that containers give to /dev/shm are not needed.
+		"dynamic_shared_memory_type": "mmap",
 	}
 	if len(c.data()) > socketPathMax {
 		settings["unix_socket_directories"] = ""

@@ -131,7 +131,7 @@ func (c cluster) initdb(ctx context.Context, target, locale string) (string, err
 func (c cluster) endOrphan(ctx context.Context) error {
 	lines := c.pidFile()
 	if len(lines) == 0 {
-		return nil
+		return c.forgetPID()
 	}
 	pid, err := strconv.Atoi(lines[0])
 	if err != nil || pid <= 1 || !c.isPostmaster(pid) {
@@ -151,12 +151,16 @@ func (c cluster) endOrphan(ctx context.Context) error {
 	return nil
 }
 
+// forgetPID removes the lock files of a server that has gone: its pid file and those of its sockets, which lie in
+// the same folder. PostgreSQL believes them as long as a process of that number exists, be it a zombie.
 func (c cluster) forgetPID() error {
-	err := os.Remove(filepath.Join(c.data(), "postmaster.pid"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the stale PostgreSQL pid file: %w", err)
+	stale, err := filepath.Glob(filepath.Join(c.data(), ".s.PGSQL.*"))
+	for _, path := range append(stale, filepath.Join(c.data(), "postmaster.pid")) {
+		if errRemove := os.Remove(path); errRemove != nil && !errors.Is(errRemove, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("remove a stale PostgreSQL lock file: %w", errRemove))
+		}
 	}
-	return nil
+	return err
 }
 
 // isPostmaster says whether pid is a server that was started on these database files.

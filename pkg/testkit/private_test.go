@@ -1,0 +1,89 @@
+package testkit_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/pkg/testkit"
+)
+
+func TestPrivateNATS(t *testing.T) {
+	t.Parallel()
+	s := testkit.PrivateNATS(t)
+	nc := s.Connect(t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
+	require.NoError(t, err)
+	_, err = js.Publish(t.Context(), "event.one", []byte("1"))
+	require.NoError(t, err)
+	messages := func(want uint64) func() bool {
+		return func() bool {
+			stream, err := js.Stream(t.Context(), "events")
+			return err == nil && stream.CachedInfo().State.Msgs == want
+		}
+	}
+
+	s.Kill9()
+	require.Eventually(t, func() bool { return !nc.IsConnected() }, 10*time.Second, time.Millisecond)
+	s.Kill9() // a second kill does nothing
+	s.Restart()
+	require.Eventually(t, messages(1), 10*time.Second, 10*time.Millisecond, "the client finds the same server with its data")
+
+	s.Pause()
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = js.Publish(short, "event.two", nil)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	s.Resume()
+	require.Eventually(t, messages(2), 10*time.Second, 10*time.Millisecond, "what was sent meanwhile arrives")
+
+	s.Wipe()
+	s.Restart()
+	require.Eventually(t, func() bool {
+		_, err := js.Stream(t.Context(), "events")
+		return err != nil && nc.IsConnected()
+	}, 10*time.Second, 10*time.Millisecond, "the streams are gone")
+	s.Pause() // the end of the test must cope with a paused server
+}
+
+func TestPrivateRedis(t *testing.T) {
+	t.Parallel()
+	s := testkit.PrivateRedis(t)
+	set := func() error {
+		client := redisClient(t, s.URL)
+		return client.Do(t.Context(), client.B().Set().Key("k").Value("v").Build()).Error()
+	}
+	require.NoError(t, set())
+	s.Stop()
+	s.Restart()
+	require.NoError(t, set())
+}
+
+func TestPrivatePostgres(t *testing.T) {
+	t.Parallel()
+	s := testkit.PrivatePostgres(t)
+	db := s.NewDatabase(t, testkit.Schema{Service: "ink", Migrations: migrations("CREATE TABLE pens (id int PRIMARY KEY);")})
+	conn, err := pgx.Connect(t.Context(), db.URL("ink"))
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	_, err = conn.Exec(t.Context(), "INSERT INTO pens VALUES (1)")
+	require.NoError(t, err)
+
+	s.Kill9()
+	_, err = conn.Exec(t.Context(), "INSERT INTO pens VALUES (2)")
+	require.Error(t, err)
+	s.Restart()
+	var n int
+	require.NoError(t, connect(t, db.URL("ink")).QueryRow(t.Context(), "SELECT count(*) FROM pens").Scan(&n))
+	require.Equal(t, 1, n, "what was acknowledged before the kill is there")
+
+	s.Restart()
+	require.NoError(t, connect(t, s.AdminURL()).Ping(t.Context()))
+}
