@@ -1,0 +1,150 @@
+// Package telemetry owns logs, traces and metrics of a process: one logger, one
+// tracer provider and one meter provider, set up once in main.
+//
+// Invariants: what is logged passes through the mask, so that no secret, token or
+// address of a person reaches a log; every record made within a traced call
+// carries its trace id; metrics of one process go to one registry and are told
+// apart by the attribute "service", since one process may host several services.
+// It never writes to standard output on behalf of others and keeps no logger in a
+// global: a logger is handed to whoever logs.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	"go.opentelemetry.io/otel/sdk/trace"
+)
+
+// Config says what a process tells and to whom.
+type Config struct {
+	// Service is the name of the process: a domain, "gateway" or "parley".
+	Service string
+	Version string
+
+	LogLevel slog.Level
+	// LogFormat is "json" or, also when empty, "text".
+	LogFormat string
+	// LogOutput is standard error when nil.
+	LogOutput io.Writer
+
+	// OTLPEndpoint is the URL to which traces go by OTLP over HTTP
+	// ("http://collector:4318"). Empty: traces are made, for the ids in the
+	// logs, and go nowhere.
+	OTLPEndpoint string
+	// SampleRatio is the part of the traces, from 0 to 1, that begin here and
+	// are exported. A caller's decision is followed.
+	SampleRatio float64
+}
+
+// Telemetry is what Setup made.
+type Telemetry struct {
+	Log *slog.Logger
+
+	metrics  http.Handler
+	shutdown []func(context.Context) error
+}
+
+// Setup makes the logger and installs the global tracer and meter providers and
+// the W3C propagator. Call it once per process, before anything is instrumented.
+func Setup(ctx context.Context, cfg Config) (*Telemetry, error) {
+	t := &Telemetry{Log: NewLogger(cfg)}
+	res := resource.NewSchemaless(
+		attribute.String("service.name", cfg.Service),
+		attribute.String("service.version", cfg.Version),
+		attribute.String("service.instance.id", instance()),
+	)
+	if err := t.setupTraces(ctx, cfg, res); err != nil {
+		return nil, err
+	}
+	if err := t.setupMetrics(res); err != nil {
+		return nil, errors.Join(err, t.Shutdown(ctx))
+	}
+	otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}))
+	// A collector that is away costs a line, not the process.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		t.Log.Warn("telemetry is not delivered", "error", err)
+	}))
+	return t, nil
+}
+
+// MetricsHandler serves all metrics of the process in the Prometheus format.
+func (t *Telemetry) MetricsHandler() http.Handler { return t.metrics }
+
+// Shutdown delivers what is still held. ctx bounds it.
+func (t *Telemetry) Shutdown(ctx context.Context) error {
+	var errs []error
+	for i := len(t.shutdown) - 1; i >= 0; i-- {
+		errs = append(errs, t.shutdown[i](ctx))
+	}
+	t.shutdown = nil
+	return errors.Join(errs...)
+}
+
+func (t *Telemetry) setupTraces(ctx context.Context, cfg Config, res *resource.Resource) error {
+	opts := []trace.TracerProviderOption{
+		trace.WithResource(res),
+		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(cfg.SampleRatio))),
+	}
+	if cfg.OTLPEndpoint != "" {
+		exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(cfg.OTLPEndpoint))
+		if err != nil {
+			return fmt.Errorf("set up the export of traces: %w", err)
+		}
+		opts = append(opts, trace.WithBatcher(exporter))
+	}
+	provider := trace.NewTracerProvider(opts...)
+	otel.SetTracerProvider(provider)
+	t.shutdown = append(t.shutdown, provider.Shutdown)
+	return nil
+}
+
+func (t *Telemetry) setupMetrics(res *resource.Resource) error {
+	registry := prometheus.NewRegistry()
+	for _, c := range []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("register the metrics of the process: %w", err)
+		}
+	}
+	exporter, err := promexporter.New(promexporter.WithRegisterer(registry), promexporter.WithoutScopeInfo())
+	if err != nil {
+		return fmt.Errorf("set up the metrics endpoint: %w", err)
+	}
+	provider := metric.NewMeterProvider(metric.WithResource(res), metric.WithReader(exporter))
+	otel.SetMeterProvider(provider)
+	t.shutdown = append(t.shutdown, provider.Shutdown)
+	t.metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: promLog{t.Log}, ErrorHandling: promhttp.ContinueOnError})
+	return nil
+}
+
+// promLog passes errors of the metrics endpoint on to the log.
+type promLog struct{ log *slog.Logger }
+
+func (l promLog) Println(v ...any) { l.log.Warn("metrics", "error", fmt.Sprint(v...)) }
+
+// instance names this process among its replicas: the pod's name on Kubernetes.
+func instance() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
