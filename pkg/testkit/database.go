@@ -33,6 +33,7 @@ type Schema struct {
 
 // Database is a database of one test.
 type Database struct {
+	t        testing.TB
 	name     string
 	admin    string
 	services map[string]string
@@ -41,12 +42,13 @@ type Database struct {
 // AdminURL is the superuser's URL of this database.
 func (d *Database) AdminURL() string { return d.admin }
 
-// URL is the URL that the service itself would use: its role, whose search_path is its schema. It panics for a
-// service that the database was not made with, because that is a mistake in the test.
+// URL is the URL that the service itself would use: its role, whose search_path is its schema. It fails the
+// test for a service that the database was not made with.
 func (d *Database) URL(service string) string {
+	d.t.Helper()
 	u, ok := d.services[service]
 	if !ok {
-		panic("testkit: the database has no schema of " + service)
+		d.t.Fatalf("testkit: the database was made without a schema of %q", service)
 	}
 	return u
 }
@@ -57,7 +59,7 @@ func (d *Database) URL(service string) string {
 func NewDatabase(t testing.TB, schemas ...Schema) *Database {
 	t.Helper()
 	adminURL := servers(t).Postgres
-	d, err := makeDatabase(t.Context(), adminURL, schemas)
+	d, err := makeDatabase(t, adminURL, schemas)
 	if err != nil {
 		t.Fatalf("make the test database: %v", err)
 	}
@@ -81,39 +83,43 @@ func EmptyDatabase(t testing.TB) string {
 	return NewDatabase(t).AdminURL()
 }
 
-func makeDatabase(ctx context.Context, adminURL string, schemas []Schema) (*Database, error) {
-	d := &Database{name: randomName("test_"), services: map[string]string{}}
-	if err := createFromTemplate(ctx, adminURL, d.name, schemas); err != nil {
+func makeDatabase(t testing.TB, adminURL string, schemas []Schema) (*Database, error) {
+	base, err := url.Parse(adminURL)
+	if err != nil {
+		return nil, fmt.Errorf("read the URL of the test server: %w", err)
+	}
+	d := &Database{t: t, name: randomName("test_"), services: map[string]string{}}
+	if err := createFromTemplate(t.Context(), base, d.name, schemas); err != nil {
 		return nil, err
 	}
-	d.admin = databaseURL(adminURL, d.name, nil)
+	d.admin = databaseURL(base, d.name, base.User)
 	for _, s := range schemas {
-		d.services[s.Service] = databaseURL(adminURL, d.name, url.UserPassword(roleOf(s.Service), rolePassword))
+		d.services[s.Service] = serviceURL(base, d.name, s.Service)
 	}
 	return d, nil
 }
 
-func createFromTemplate(ctx context.Context, adminURL, name string, schemas []Schema) error {
+func createFromTemplate(ctx context.Context, server *url.URL, name string, schemas []Schema) error {
 	statement := "CREATE DATABASE " + name
 	if len(schemas) > 0 {
-		template, err := ensureTemplate(ctx, adminURL, schemas)
+		template, err := ensureTemplate(ctx, server, schemas)
 		if err != nil {
 			return err
 		}
 		statement += " TEMPLATE " + template
 	}
-	return execute(ctx, adminURL, statement)
+	return execute(ctx, server.String(), statement)
 }
 
 // ensureTemplate returns the name of a database that holds the migrated schemas, and makes it when missing.
 // The mark datistemplate is set last: a template that a killed test run left unfinished is made anew.
-func ensureTemplate(ctx context.Context, adminURL string, schemas []Schema) (template string, err error) {
+func ensureTemplate(ctx context.Context, server *url.URL, schemas []Schema) (template string, err error) {
 	digest, err := digestOf(schemas)
 	if err != nil {
 		return "", err
 	}
 	template = "template_" + digest
-	conn, err := pgx.Connect(ctx, adminURL)
+	conn, err := pgx.Connect(ctx, server.String())
 	if err != nil {
 		return "", fmt.Errorf("connect to the test server: %w", err)
 	}
@@ -136,7 +142,7 @@ func ensureTemplate(ctx context.Context, adminURL string, schemas []Schema) (tem
 		}
 	}
 	for _, s := range schemas {
-		if err := provision(ctx, adminURL, template, s); err != nil {
+		if err := provision(ctx, server, template, s); err != nil {
 			return "", fmt.Errorf("template of %s: %w", s.Service, err)
 		}
 	}
@@ -190,15 +196,13 @@ func execute(ctx context.Context, adminURL, statement string) error {
 	return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 }
 
-// databaseURL is base with another database and, when user is not nil, another user.
-func databaseURL(base, name string, user *url.Userinfo) string {
-	u, err := url.Parse(base)
-	if err != nil {
-		panic("testkit: the test server's URL is unreadable: " + err.Error())
-	}
-	u.Path = "/" + name
-	if user != nil {
-		u.User = user
-	}
+// databaseURL is the URL of another database and user of the server.
+func databaseURL(server *url.URL, name string, user *url.Userinfo) string {
+	u := *server
+	u.Path, u.User = "/"+name, user
 	return u.String()
+}
+
+func serviceURL(server *url.URL, name, service string) string {
+	return databaseURL(server, name, url.UserPassword(roleOf(service), rolePassword))
 }

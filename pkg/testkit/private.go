@@ -205,7 +205,7 @@ func (s *PostgresServer) AdminURL() string { return s.admin }
 // NewDatabase is NewDatabase on this server. The database goes with the server.
 func (s *PostgresServer) NewDatabase(t testing.TB, schemas ...Schema) *Database {
 	t.Helper()
-	d, err := makeDatabase(t.Context(), s.admin, schemas)
+	d, err := makeDatabase(t, s.admin, schemas)
 	if err != nil {
 		t.Fatalf("make a database on the private server: %v", err)
 	}

@@ -14,8 +14,8 @@ import (
 func roleOf(service string) string { return "svc_" + service }
 
 // provision makes the service's role and schema in the database and runs its migrations as that role.
-func provision(ctx context.Context, adminURL, database string, s Schema) error {
-	conn, err := pgx.Connect(ctx, databaseURL(adminURL, database, nil))
+func provision(ctx context.Context, server *url.URL, database string, s Schema) error {
+	conn, err := pgx.Connect(ctx, databaseURL(server, database, server.User))
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -23,7 +23,7 @@ func provision(ctx context.Context, adminURL, database string, s Schema) error {
 	if err = errors.Join(err, conn.Close(ctx)); err != nil || s.Migrations == nil {
 		return err
 	}
-	cfg, err := pgx.ParseConfig(databaseURL(adminURL, database, url.UserPassword(roleOf(s.Service), rolePassword)))
+	cfg, err := pgx.ParseConfig(serviceURL(server, database, s.Service))
 	if err != nil {
 		return fmt.Errorf("parse the URL: %w", err)
 	}

