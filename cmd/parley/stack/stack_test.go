@@ -1,0 +1,236 @@
+package stack_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/cmd/parley/stack"
+)
+
+// asProgram makes this test binary be `parley stack`, so that tests have a process to kill.
+const asProgram = "PARLEY_STACK_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) == "" {
+		os.Exit(m.Run())
+	}
+	err := stack.Command().ExecuteContext(context.Background())
+	var exit stack.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(int(exit))
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// openDir is a temporary folder that every user can enter; t.TempDir is closed to others.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := stack.TempDir(true)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func start(t *testing.T, o stack.Options) *stack.Stack {
+	t.Helper()
+	s, err := stack.Start(t.Context(), o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Stop()) })
+	return s
+}
+
+func query[T any](t *testing.T, url, sql string) T {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(t.Context())) }()
+	var v T
+	require.NoError(t, conn.QueryRow(t.Context(), sql).Scan(&v))
+	return v
+}
+
+func execute(t *testing.T, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(t.Context())) }()
+	_, err = conn.Exec(t.Context(), sql)
+	require.NoError(t, err)
+}
+
+// program prepares `parley stack` with the given environment beside the usual one.
+func program(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), append(env, asProgram+"=1")...)
+	return cmd
+}
+
+// running is a started `parley stack` that has said where its servers are.
+type running struct {
+	stack.Endpoints
+	cmd   *exec.Cmd
+	stdin io.Closer
+}
+
+func launch(t *testing.T, cmd *exec.Cmd) *running {
+	t.Helper()
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	r := &running{cmd: cmd, stdin: stdin}
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	if err != nil {
+		t.Fatalf("not ready: %v, %v: %s", err, cmd.Wait(), stderr.String())
+	}
+	require.NoError(t, json.Unmarshal(line, &r.Endpoints))
+	return r
+}
+
+func alive(pid int) bool {
+	state, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return syscall.Kill(pid, 0) == nil && !os.IsNotExist(err)
+	}
+	// A zombie has ended; whether somebody collects it is not ours to say.
+	return !bytes.Contains(state, []byte(") Z "))
+}
+
+func requireGone(t *testing.T, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return !alive(pid) }, 20*time.Second, 5*time.Millisecond, "process %d must end", pid)
+}
+
+func TestStart(t *testing.T) {
+	t.Parallel()
+	t.Run("SecondStartFindsTheData", func(t *testing.T) {
+		t.Parallel()
+		o := stack.Options{
+			Dir: openDir(t), Postgres: &stack.PostgresOptions{}, NATS: &stack.NATSOptions{SyncAlways: true}, Redis: &stack.RedisOptions{},
+		}
+		s := start(t, o)
+		execute(t, s.Postgres.URL, "CREATE TABLE kept (id int)")
+		require.Equal(t, "on", query[string](t, s.Postgres.URL, "SHOW fsync"))
+		require.Equal(t, "UTF8", query[string](t, s.Postgres.URL, "SHOW server_encoding"))
+		require.NoError(t, s.Stop())
+		requireGone(t, s.Postgres.PID())
+
+		again := start(t, o)
+		require.Zero(t, query[int](t, again.Postgres.URL, "SELECT count(*) FROM kept"))
+	})
+	t.Run("OneStackPerFolder", func(t *testing.T) {
+		t.Parallel()
+		o := stack.Options{Dir: openDir(t), Redis: &stack.RedisOptions{}}
+		s := start(t, o)
+		_, err := stack.Start(t.Context(), o)
+		require.ErrorIs(t, err, stack.ErrInUse)
+		require.ErrorIs(t, stack.Wipe(o.Dir), stack.ErrInUse)
+		require.NoError(t, s.Stop())
+		start(t, o)
+	})
+	t.Run("FailureLeavesNothingRunning", func(t *testing.T) {
+		t.Parallel()
+		first := start(t, stack.Options{Dir: openDir(t), Postgres: &stack.PostgresOptions{Volatile: true}})
+		o := stack.Options{
+			Dir: openDir(t), Redis: &stack.RedisOptions{},
+			Postgres: &stack.PostgresOptions{Volatile: true, Port: first.Postgres.Port},
+		}
+		_, err := stack.Start(t.Context(), o)
+		require.ErrorContains(t, err, "could not bind")
+		o.Postgres = nil
+		start(t, o) // the folder is free again
+	})
+	t.Run("InterruptedInitIsBegunAnew", func(t *testing.T) {
+		t.Parallel()
+		dir := openDir(t)
+		half := filepath.Join(dir, "postgres", "data.new")
+		require.NoError(t, os.MkdirAll(half, 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(half, "PG_VERSION"), []byte("15"), 0o600))
+		s := start(t, stack.Options{Dir: dir, Postgres: &stack.PostgresOptions{Volatile: true}})
+		require.Equal(t, 1, query[int](t, s.Postgres.URL, "SELECT 1"))
+	})
+	t.Run("WipeForgetsTheData", func(t *testing.T) {
+		t.Parallel()
+		o := stack.Options{Dir: openDir(t), Postgres: &stack.PostgresOptions{Volatile: true}}
+		s := start(t, o)
+		execute(t, s.Postgres.URL, "CREATE TABLE gone (id int)")
+		require.NoError(t, s.Stop())
+		require.NoError(t, stack.Wipe(o.Dir))
+		s = start(t, o)
+		require.Zero(t, query[int](t, s.Postgres.URL, "SELECT count(*) FROM pg_tables WHERE tablename = 'gone'"))
+	})
+	t.Run("NATSInProcessOnly", func(t *testing.T) {
+		t.Parallel()
+		s := start(t, stack.Options{Dir: openDir(t), NATS: &stack.NATSOptions{InProcessOnly: true}})
+		require.Empty(t, s.Endpoints().NATS)
+		nc, err := nats.Connect("", s.NATS.InProcess())
+		require.NoError(t, err)
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		require.NoError(t, err)
+		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
+		require.NoError(t, err)
+	})
+}
+
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	t.Run("KilledStackTakesPostgresAlongAndStartsAgain", func(t *testing.T) {
+		t.Parallel()
+		dir := openDir(t)
+		r := launch(t, program(t, nil, "--only", "postgres", "--durable", "--dir", dir))
+		execute(t, r.Postgres, "CREATE TABLE kept (id int)")
+		require.NoError(t, r.cmd.Process.Kill())
+		_ = r.cmd.Wait()
+		// At once: the old server may still be on its way out.
+		s := start(t, stack.Options{Dir: dir, Postgres: &stack.PostgresOptions{}})
+		require.Zero(t, query[int](t, s.Postgres.URL, "SELECT count(*) FROM kept"))
+		requireGone(t, r.PIDs["postgres"])
+	})
+	t.Run("KilledPostgresEndsTheProgramAndRecovers", func(t *testing.T) {
+		t.Parallel()
+		dir := openDir(t)
+		r := launch(t, program(t, nil, "--only", "postgres", "--durable", "--dir", dir))
+		execute(t, r.Postgres, "CREATE TABLE kept (id int)")
+		require.NoError(t, syscall.Kill(r.PIDs["postgres"], syscall.SIGKILL))
+		require.Error(t, r.cmd.Wait(), "a lost server is not a good end")
+		s := start(t, stack.Options{Dir: dir, Postgres: &stack.PostgresOptions{}})
+		require.Zero(t, query[int](t, s.Postgres.URL, "SELECT count(*) FROM kept"))
+	})
+	t.Run("ForeignPIDInTheLockFileIsIgnored", func(t *testing.T) {
+		t.Parallel()
+		o := stack.Options{Dir: openDir(t), Postgres: &stack.PostgresOptions{Volatile: true}}
+		s := start(t, o)
+		home := s.Postgres.Dir
+		require.NoError(t, s.Stop())
+		lock := fmt.Sprintf("%d\n%s/data\n1\n1\n\n\n\nready\n", os.Getpid(), home)
+		require.NoError(t, os.WriteFile(filepath.Join(home, "data", "postmaster.pid"), []byte(lock), 0o600))
+		start(t, o)
+	})
+}
