@@ -14,12 +14,50 @@ BUF := node_modules/.bin/buf
 # what generators and linters need must not choose the versions that services link.
 MODULES := proto pkg services gateway cmd/parley test/e2e
 UNIT := ./proto/... ./pkg/... ./services/... ./gateway/... ./cmd/parley/...
+E2E := ./test/e2e/...
+
+# make test RACE=1 watches for data races; TESTFLAGS='-run Block -v' goes to go test.
+RACE ?=
+TESTFLAGS ?=
+ARGS ?=
+race := $(if $(RACE),-race)
 
 ##@ Everyday
 
 .PHONY: help
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: dev
+dev: build-parley ## Run the whole product in one process; ARGS="--fresh" and others go to it
+	@exec bin/parley dev $(ARGS)
+
+.PHONY: test
+test: test-unit test-e2e ## Run all tests: each package, then the whole system
+
+# PostgreSQL, NATS and the Redis protocol run once for all packages; each test has
+# its own database and account in them. Results are never taken from the cache:
+# what a test speaks to is not among go's inputs.
+.PHONY: test-unit
+test-unit: build-stack ## Run the tests of the packages
+	@$(with_stack) go test $(race) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT)
+
+.PHONY: test-e2e
+test-e2e: build-parley build-stack ## Run the whole-system tests
+	@$(with_stack) go test -count=1 -timeout=15m $(TESTFLAGS) $(E2E)
+
+.PHONY: test-race
+test-race: ## Run the tests of the packages with the race detector
+	@$(MAKE) test-unit RACE=1
+
+.PHONY: lint
+lint: bin/golangci-lint $(BUF) ## Check style, walls, protos and lock files
+	$(BUF) lint
+	$(BUF) format --diff --exit-code proto
+	tools/check-locks
+	tools/check-services
+	bin/golangci-lint run $(addsuffix /...,$(addprefix ./,$(MODULES)))
+	cd tools && GOWORK=off ../bin/golangci-lint run ./...
 
 .PHONY: gen
 gen: gen-proto gen-sql ## Generate Go from the protos and from the SQL
@@ -43,7 +81,45 @@ gen-sql: bin/sqlc
 .PHONY: fmt
 fmt: bin/golangci-lint $(BUF) ## Format Go and protos
 	$(BUF) format -w proto
-	bin/golangci-lint fmt $(addsuffix /...,$(addprefix ./,$(MODULES)))
+	bin/golangci-lint fmt $(MODULES)
+
+.PHONY: build
+build: build-parley ## Build every program into bin/
+	go build -o bin/ ./services/*/cmd/... ./gateway/cmd/...
+
+.PHONY: build-parley
+build-parley:
+	@go build -o bin/parley ./cmd/parley
+
+# The servers of the tests alone: it links no service, so it is there in a moment.
+.PHONY: build-stack
+build-stack:
+	@go build -o bin/parley-stack ./cmd/parley/stack/cmd/parley-stack
+
+# Runs a command beside the servers that tests need.
+with_stack = tools/postgres/ensure >/dev/null; bin/parley-stack --
+
+##@ Before a commit
+
+.PHONY: verify
+verify: lint drift breaking manifests ## Everything that CI runs
+	@$(MAKE) test RACE=1
+
+.PHONY: verify-full
+verify-full: lint drift breaking manifests ## verify, with the second shape and long properties
+	@PARLEY_E2E_FULL=1 $(MAKE) test RACE=1
+
+.PHONY: drift
+drift: bin/protoc-gen-go bin/protoc-gen-connect-go bin/printvalidate bin/sqlc $(BUF) ## Check that generated code and module files are what they would be made now
+	@tools/drift
+
+.PHONY: breaking
+breaking: $(BUF) ## Check that the protos break no client; AGAINST=REF compares with that
+	@tools/breaking
+
+.PHONY: manifests
+manifests: ## Decode the Kubernetes manifests strictly and parse the Tiltfile
+	GOWORK=off go -C tools/manifests test -count=1 ./...
 
 ##@ Tools
 
