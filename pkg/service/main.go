@@ -1,0 +1,238 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"text/tabwriter"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/cache"
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/config"
+	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/lifecycle"
+	"github.com/parleychat/parley/pkg/postgres"
+	"github.com/parleychat/parley/pkg/rpc"
+	"github.com/parleychat/parley/pkg/telemetry"
+	"github.com/parleychat/parley/pkg/token"
+)
+
+// Main is the whole program of a service that runs alone:
+//
+//	func main() { service.Main(auth.Definition()) }
+//
+// Without arguments it serves until SIGINT or SIGTERM; a second signal ends it at
+// once. "migrate" brings the schema up to date and exits; "config" lists the
+// environment variables. It exits with 1 on an error and with 2 on a command that
+// it does not know.
+func Main(def Definition) {
+	ctx, stop := lifecycle.Signals(context.Background())
+	code := command(ctx, def, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// command runs one command and returns the exit code.
+func command(ctx context.Context, def Definition, args, environ []string, out, errOut io.Writer) int {
+	var err error
+	switch {
+	case len(args) == 0:
+		err = serve(ctx, def, environ, errOut)
+	case len(args) == 1 && args[0] == "migrate":
+		err = migrate(ctx, def, environ)
+	case len(args) == 1 && args[0] == "config":
+		err = printConfig(def, out)
+	default:
+		_, _ = fmt.Fprintf(errOut, "usage: %s [migrate|config]\n", def.Name) // nobody to tell
+		return 2
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(errOut, "%s: %s\n", def.Name, telemetry.Mask(err.Error())) // nobody to tell
+		return 1
+	}
+	return 0
+}
+
+// migrateConfig is the part of Config that the migrate command needs: its job has
+// no other secrets.
+type migrateConfig struct {
+	DatabaseURL string `env:"DATABASE_URL" secret:"true"`
+	MigrateURL  string `env:"MIGRATE_DATABASE_URL" secret:"true"`
+}
+
+func migrate(ctx context.Context, def Definition, environ []string) error {
+	if err := def.check(); err != nil {
+		return err
+	}
+	var c migrateConfig
+	if err := config.NewSource(Prefix(def.Name), environ).Load(&c); err != nil {
+		return err
+	}
+	if c.MigrateURL == "" {
+		c.MigrateURL = c.DatabaseURL
+	}
+	if c.MigrateURL == "" {
+		return fmt.Errorf("%sMIGRATE_DATABASE_URL: missing; it has to be set", Prefix(def.Name))
+	}
+	if err := postgres.Migrate(ctx, c.MigrateURL, def.Name, def.Migrations); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+func printConfig(def Definition, out io.Writer) error {
+	fields, err := Describe(def)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, f := range fields {
+		state := "default " + f.Default
+		switch {
+		case f.Required:
+			state = "required"
+		case f.Default == "":
+			state = "may be empty"
+		}
+		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.Type, state, f.Doc); err != nil {
+			return fmt.Errorf("print the configuration: %w", err)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("print the configuration: %w", err)
+	}
+	return nil
+}
+
+// serve runs the service alone in its process.
+func serve(ctx context.Context, def Definition, environ []string, logOut io.Writer) error {
+	if err := def.check(); err != nil {
+		return err
+	}
+	settings := config.NewSource(Prefix(def.Name), environ)
+	c, k, err := readConfig(def.Name, settings)
+	if err != nil {
+		return err
+	}
+	tel, err := telemetry.Setup(ctx, telemetry.Config{
+		Service: def.Name, Version: version(), LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogOutput: logOut,
+		OTLPEndpoint: c.OTLPEndpoint, SampleRatio: c.SampleRatio,
+	})
+	if err != nil {
+		return err
+	}
+	defer flush(ctx, tel)
+	// The logger of the process names the service already.
+	log := tel.Log
+	if c.ClockOffset != 0 {
+		log.Warn("the clock is moved", "offset", c.ClockOffset)
+	}
+	bus, err := event.Connect(ctx, event.Config{
+		URL: c.NATSURL, Name: def.Name, CredentialsFile: c.NATSCredentials, Replicas: c.NATSReplicas,
+	}, log)
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	redis, err := openRedis(c.RedisURL, def.Name, log)
+	if err != nil {
+		return err
+	}
+	if redis != nil {
+		defer redis.Close()
+	}
+	return run(ctx, def, c, deps(def, c, k, settings, tel, bus, redis), tel)
+}
+
+// deps puts together what Start needs.
+func deps(
+	def Definition, c Config, k keys, settings *config.Source, tel *telemetry.Telemetry, bus *event.Bus, redis rueidis.Client,
+) Deps {
+	clk := clock.Offset(clock.System(), c.ClockOffset)
+	return Deps{
+		Database: postgres.Config{
+			URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, ApplicationName: def.Name, QueryExecMode: c.DatabaseExecMode,
+		},
+		Bus: bus, Redis: redis, Dialer: rpc.Remote(c.Backends),
+		UserKeys: token.RemoteKeys(&http.Client{Timeout: 5 * time.Second}, c.JWKSURL, clk),
+		Issuer:   c.TokenIssuer, Audience: c.TokenAudience, TokenLife: c.TokenLife,
+		Key: k.private, Callers: k.public,
+		Clock: clk, Log: tel.Log, Admin: admin.New(tel.Log, tel.MetricsHandler()), Settings: settings,
+		DrainDelay: c.DrainDelay, StopTimeout: c.StopTimeout,
+	}
+}
+
+// run opens the ports, starts the service and waits for its end. The admin port
+// lives from before the start until after the end.
+func run(ctx context.Context, def Definition, c Config, d Deps, tel *telemetry.Telemetry) error {
+	var lc net.ListenConfig
+	adminListener, err := lc.Listen(ctx, "tcp", c.AdminListen)
+	if err != nil {
+		return fmt.Errorf("listen on %sADMIN_LISTEN: %w", Prefix(def.Name), err)
+	}
+	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
+	adminDone := make(chan error, 1)
+	go func() { adminDone <- d.Admin.Serve(adminCtx, adminListener) }()
+	tel.Log.Info("admin port", "address", adminListener.Addr().String())
+
+	err = func() error {
+		var err error
+		if d.Listener, err = lc.Listen(ctx, "tcp", c.Listen); err != nil {
+			return fmt.Errorf("listen on %sLISTEN: %w", Prefix(def.Name), err)
+		}
+		running, err := Start(ctx, def, d)
+		if err != nil {
+			return err
+		}
+		d.Admin.Started()
+		return running.Wait()
+	}()
+	stopAdmin()
+	return errors.Join(err, <-adminDone)
+}
+
+// openRedis returns nil where none is configured, and a client that is still
+// connecting where it is away.
+func openRedis(url, name string, log *slog.Logger) (rueidis.Client, error) {
+	if url == "" {
+		return nil, nil //nolint:nilnil // no Redis is a valid answer
+	}
+	client, err := cache.Open(url, name)
+	if errors.Is(err, cache.ErrAway) {
+		log.Warn("starting without Redis", "error", err)
+		return client, nil
+	}
+	return client, err
+}
+
+func flush(ctx context.Context, tel *telemetry.Telemetry) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := tel.Shutdown(ctx); err != nil {
+		tel.Log.Warn("telemetry was not delivered", "error", err)
+	}
+}
+
+// version is what the Go toolchain has stamped into the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return info.Main.Version
+}

@@ -1,0 +1,98 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/job"
+	"github.com/parleychat/parley/pkg/postgres"
+)
+
+const (
+	prepareTimeout = 10 * time.Second
+	streamRetry    = 2 * time.Second
+)
+
+// addChecks says what the process needs to be ready. Only the database is needed
+// all the time. NATS has to have been there once, for the stream and the past
+// revocations; without it later everything that is sent is kept, and delivered
+// when it is back, so no replica leaves the balancer because of it. Redis is
+// never needed.
+func (s *starting) addChecks() {
+	rt, panel := s.rt, s.deps.Admin
+	name := func(what string) string { return rt.Name + "/" + what }
+	panel.AddCheck(name("postgres"), admin.Always, func(ctx context.Context) error { return postgres.Ready(ctx, rt.DB) })
+	panel.AddCheck(name("nats"), admin.Once, rt.Bus.Ready)
+	panel.AddCheck(name("revocations"), admin.Once, func(context.Context) error {
+		select {
+		case <-s.revoked.Ready():
+			return nil
+		default:
+			return errors.New("the past revocations are not known yet")
+		}
+	})
+	for _, c := range rt.checks {
+		panel.AddCheck(name(c.name), c.need, c.run)
+	}
+}
+
+// followRevocations keeps the set of ended sessions, by which tokens are refused.
+func (s *starting) followRevocations(ctx context.Context) error {
+	return s.revoked.Follow(ctx, s.rt.Bus)
+}
+
+// runListeners serves the listeners of the service.
+func (s *starting) runListeners(ctx context.Context) error { return s.listeners.Run(ctx) }
+
+// keepStream makes the service's own stream, so that those who follow it find it
+// before the first event. Publishing makes a stream that is lost later.
+func (s *starting) keepStream(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		_, err := s.rt.Bus.EnsureStream(ctx, s.rt.Name)
+		if err == nil {
+			<-ctx.Done()
+			return nil
+		}
+		s.rt.Log.Debug("the event stream is not there yet", "error", err)
+		timer.Reset(streamRetry)
+	}
+}
+
+// runJobs runs the jobs of the service and those of the runtime.
+func (s *starting) runJobs(ctx context.Context) error { return s.jobs.Run(ctx) }
+
+// wire makes what needs to know all that Setup has registered.
+func (s *starting) wire() error {
+	rt := s.rt
+	s.listeners = event.NewListeners(rt.Name, rt.Bus, rt.DB, rt.Clock, rt.Log)
+	if err := s.listeners.Add(rt.listeners...); err != nil {
+		return err
+	}
+	s.jobs = job.New(rt.DB, rt.Name, rt.Clock, rt.Log)
+	for _, j := range rt.jobs {
+		if err := s.jobs.Add(j); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepareOutbox makes the partitions of the outbox. A database that is away is no
+// reason to stop: readiness waits for it, and the outbox tries again by itself.
+func (s *starting) prepareOutbox(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	defer cancel()
+	if err := s.rt.Outbox.Prepare(ctx); err != nil {
+		s.rt.Log.Warn("the outbox could not be prepared", "error", err)
+	}
+}
