@@ -14,8 +14,7 @@ import (
 
 func main() {
 	err := root().ExecuteContext(context.Background())
-	var exit stack.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[stack.ExitError](err); ok {
 		os.Exit(int(exit))
 	}
 	if err != nil {

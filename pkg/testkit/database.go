@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"net/url"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/parleychat/parley/pkg/postgres"
 )
 
 const (
@@ -99,32 +102,35 @@ func makeDatabase(t testing.TB, adminURL string, schemas []Schema) (*Database, e
 	return d, nil
 }
 
-func createFromTemplate(ctx context.Context, server *url.URL, name string, schemas []Schema) error {
+func createFromTemplate(ctx context.Context, server *url.URL, name string, schemas []Schema) (err error) {
+	conn, err := pgx.Connect(ctx, server.String())
+	if err != nil {
+		return fmt.Errorf("connect to the test server: %w", err)
+	}
+	// Closing the session also releases the template lock, on every path.
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 	statement := "CREATE DATABASE " + name
 	if len(schemas) > 0 {
-		template, err := ensureTemplate(ctx, server, schemas)
+		template, err := ensureTemplate(ctx, conn, server, schemas)
 		if err != nil {
 			return err
 		}
 		statement += " TEMPLATE " + template
 	}
-	return execute(ctx, server.String(), statement)
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		return fmt.Errorf("create the database: %w", err)
+	}
+	return grant(ctx, conn, name, schemas)
 }
 
 // ensureTemplate returns the name of a database that holds the migrated schemas, and makes it when missing.
 // The mark datistemplate is set last: a template that a killed test run left unfinished is made anew.
-func ensureTemplate(ctx context.Context, server *url.URL, schemas []Schema) (template string, err error) {
+func ensureTemplate(ctx context.Context, conn *pgx.Conn, server *url.URL, schemas []Schema) (string, error) {
 	digest, err := digestOf(schemas)
 	if err != nil {
 		return "", err
 	}
-	template = "template_" + digest
-	conn, err := pgx.Connect(ctx, server.String())
-	if err != nil {
-		return "", fmt.Errorf("connect to the test server: %w", err)
-	}
-	// Closing the session releases the lock on every path.
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	template := "template_" + digest
 	if done, err := templateDone(ctx, conn, template); err != nil || done {
 		return template, err
 	}
@@ -149,6 +155,9 @@ func ensureTemplate(ctx context.Context, server *url.URL, schemas []Schema) (tem
 	if _, err := conn.Exec(ctx, "ALTER DATABASE "+template+" IS_TEMPLATE true"); err != nil {
 		return "", fmt.Errorf("mark the template as finished: %w", err)
 	}
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", templateLock); err != nil {
+		return "", fmt.Errorf("release the template lock: %w", err)
+	}
 	return template, nil
 }
 
@@ -167,23 +176,28 @@ func digestOf(schemas []Schema) (string, error) {
 	h := sha256.New()
 	sorted := slices.SortedFunc(slices.Values(schemas), func(a, b Schema) int { return strings.Compare(a.Service, b.Service) })
 	for _, s := range sorted {
-		fmt.Fprintf(h, "service %q\n", s.Service)
-		if s.Migrations == nil {
-			continue
-		}
-		err := fs.WalkDir(s.Migrations, ".", func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() {
-				return err
+		_, _ = fmt.Fprintf(h, "service %q\n", s.Service) // a hash takes everything
+		for _, files := range []fs.FS{postgres.RuntimeMigrations(), s.Migrations} {
+			if err := digestFiles(h, files); err != nil {
+				return "", fmt.Errorf("read the migrations of %s: %w", s.Service, err)
 			}
-			content, err := fs.ReadFile(s.Migrations, path)
-			fmt.Fprintf(h, "file %q %d\n%s\n", path, len(content), content)
-			return err
-		})
-		if err != nil {
-			return "", fmt.Errorf("read the migrations of %s: %w", s.Service, err)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12]), nil
+}
+
+func digestFiles(h hash.Hash, files fs.FS) error {
+	if files == nil {
+		return nil
+	}
+	return fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := fs.ReadFile(files, path)
+		_, _ = fmt.Fprintf(h, "file %q %d\n%s\n", path, len(content), content)
+		return err
+	})
 }
 
 // execute runs one statement on a connection of its own.
@@ -204,5 +218,5 @@ func databaseURL(server *url.URL, name string, user *url.Userinfo) string {
 }
 
 func serviceURL(server *url.URL, name, service string) string {
-	return databaseURL(server, name, url.UserPassword(roleOf(service), rolePassword))
+	return databaseURL(server, name, url.UserPassword(postgres.RoleName(service), rolePassword))
 }

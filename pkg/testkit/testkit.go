@@ -8,7 +8,8 @@
 // Shared servers come from the environment variable PARLEY_TEST_STACK, which `make test` sets, else from one
 // child per test binary. Tests that kill, stop or pause a server ask for a private one.
 //
-// It is used by tests only, and it knows no domain.
+// It is used by tests only, and it knows no domain. It stands on pkg/postgres, whose own tests therefore live in
+// an external test package.
 package testkit
 
 import (
@@ -34,39 +35,31 @@ type endpoints struct {
 	PIDs     map[string]int `json:"pids"`
 }
 
-// shared is the stack of this test binary. The child is held, not stopped: it ends with this process,
-// because the kernel then closes its standard input.
-var shared = sync.OnceValues(func() (endpoints, error) {
+// shared is the stack of this test binary. The child, when there is one, is held and not stopped: it ends
+// with this process, because the kernel then closes its standard input.
+var shared = sync.OnceValues(func() (*child, error) {
 	raw := os.Getenv(envEndpoints)
 	if raw == "" {
-		c, err := startChild()
-		if err != nil {
-			return endpoints{}, err
-		}
-		heldChild = c
-		return c.endpoints, nil
+		return startChild()
 	}
 	var e endpoints
 	if err := json.Unmarshal([]byte(raw), &e); err != nil {
-		return e, fmt.Errorf("decode %s: %w", envEndpoints, err)
+		return nil, fmt.Errorf("decode %s: %w", envEndpoints, err)
 	}
 	if e.Postgres == "" || e.NATS == "" || e.Redis == "" {
-		return e, errors.New(envEndpoints + " lacks a server: it needs postgres, nats and redis")
+		return nil, errors.New(envEndpoints + " lacks a server: it needs postgres, nats and redis")
 	}
-	return e, nil
+	return &child{endpoints: e}, nil
 })
-
-// heldChild keeps the pipe to the shared child open: a collected pipe would be closed.
-var heldChild *child
 
 // servers returns the shared servers or fails the test with the command that provides them.
 func servers(t testing.TB) endpoints {
 	t.Helper()
-	e, err := shared()
+	c, err := shared()
 	if err != nil {
 		t.Fatalf("no test servers: %v\nRun the tests with `make test`, which starts the servers first.", err)
 	}
-	return e
+	return c.endpoints
 }
 
 // cleanupContext is for work in t.Cleanup, where the test's own context has ended already.

@@ -2,7 +2,6 @@ package testkit_test
 
 import (
 	"context"
-	"errors"
 	"os"
 	"testing"
 	"testing/fstest"
@@ -57,7 +56,10 @@ func TestNewDatabase(t *testing.T) {
 
 		_, err = connect(t, db.URL("ink")).Exec(t.Context(), "SELECT FROM "+pgx.Identifier{schema, "trees"}.Sanitize())
 		var refused *pgconn.PgError
-		require.True(t, errors.As(err, &refused), "another service's table must be closed: %v", err)
+		require.ErrorAs(t, err, &refused, "another service's table must be closed")
+		require.Equal(t, "42501", refused.Code)
+		_, err = connect(t, db.URL("ink")).Exec(t.Context(), "CREATE TEMPORARY TABLE scrap ()")
+		require.ErrorAs(t, err, &refused, "a copy has the same rights as a database of production")
 		require.Equal(t, "42501", refused.Code)
 	})
 	t.Run("TestsDoNotSeeEachOther", func(t *testing.T) {
@@ -171,6 +173,7 @@ func TestRedis(t *testing.T) {
 	}, 10*time.Second, 10*time.Millisecond, "TTLs run out by themselves")
 }
 
+//nolint:tparallel // The outer test acts after the end of the inner one.
 func TestLogger(t *testing.T) {
 	t.Parallel()
 	var late func()

@@ -135,8 +135,7 @@ func runCommand(ctx context.Context, args []string, endpoints string) error {
 		return strings.HasPrefix(kv, EnvEndpoints+"=")
 	}), EnvEndpoints+"="+endpoints)
 	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		// -1 stands for a death by signal; a shell would say 128+n, any failure will do.
 		return ExitError(max(1, exit.ExitCode()))
 	}

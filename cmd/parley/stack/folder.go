@@ -68,6 +68,7 @@ func hasRoom(dir string) bool {
 	if err := syscall.Statfs(dir, &fs); err != nil {
 		return false
 	}
+	//nolint:unconvert // The types of the fields differ between platforms.
 	return uint64(fs.Bavail)*uint64(fs.Bsize) >= roomNeeded
 }
 

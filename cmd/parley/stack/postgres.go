@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -89,7 +90,7 @@ func startPostgres(ctx context.Context, dir string, o PostgresOptions, log *slog
 	if err != nil {
 		return nil, err
 	}
-	home, err := postgresHome(dir, as, log)
+	home, err := postgresHome(ctx, dir, as, log)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +133,9 @@ func (c cluster) startOnPort(ctx context.Context, port int) (*process, int, erro
 		if err == nil {
 			return child, chosen, nil
 		}
-		portTaken := strings.Contains(err.Error(), "could not bind")
+		lostPort := port == 0 && strings.Contains(err.Error(), "could not bind")
 		stillDying := strings.Contains(err.Error(), "shared memory block")
-		if !(portTaken && port == 0) && !stillDying {
+		if !lostPort && !stillDying {
 			return nil, 0, err
 		}
 		if errWait := pause(ctx, 50*time.Millisecond); errWait != nil {
@@ -149,8 +150,8 @@ func (c cluster) startOnce(ctx context.Context, port int) (*process, error) {
 		return nil, fmt.Errorf("create the PostgreSQL log: %w", err)
 	}
 	defer logFile.Close()
-	// The context must not reach the child: it ends by Stop, in order.
-	cmd := c.as.attach(exec.Command(filepath.Join(c.bin, "postgres"), c.arguments(port)...))
+	// ctx bounds the start; the child goes on after it and ends by Stop, in order.
+	cmd := c.as.attach(exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(c.bin, "postgres"), c.arguments(port)...))
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	dieWithParent(cmd)
 	child, err := launch(cmd)
@@ -228,15 +229,15 @@ func (c cluster) logTail() string {
 
 // freePort asks the kernel for a free TCP port on 127.0.0.1.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
+	addr, err := netip.ParseAddrPort(l.Addr().String())
+	if err = errors.Join(err, l.Close()); err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
-	return port, nil
+	return int(addr.Port()), nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -25,11 +25,11 @@ const reachableRoot = "/var/lib/parley"
 
 // postgresHome returns the folder for the database files, the password and the log: below dir, or a fixed
 // other place, said in the log, when the account cannot reach dir.
-func postgresHome(dir string, as account, log *slog.Logger) (string, error) {
+func postgresHome(ctx context.Context, dir string, as account, log *slog.Logger) (string, error) {
 	home := filepath.Join(dir, "postgres")
-	if !as.reaches(dir) {
+	if !as.reaches(ctx, dir) {
 		home = movedHome(dir)
-		log.Warn("the data folder is closed to the user that PostgreSQL runs as; its data lies elsewhere",
+		log.WarnContext(ctx, "the data folder is closed to the user that PostgreSQL runs as; its data lies elsewhere",
 			"asked", dir, "used", home, "user", as.name)
 	}
 	if err := os.MkdirAll(home, 0o755); err != nil {
@@ -38,7 +38,7 @@ func postgresHome(dir string, as account, log *slog.Logger) (string, error) {
 	if err := as.own(home); err != nil {
 		return "", err
 	}
-	if !as.reaches(home) {
+	if !as.reaches(ctx, home) {
 		return "", fmt.Errorf("%s cannot reach %s: open its parent folders (chmod o+x) or choose another data folder", as.name, home)
 	}
 	return home, nil
@@ -117,8 +117,10 @@ func (c cluster) initdb(ctx context.Context, target, locale string) (string, err
 	if err := os.RemoveAll(target); err != nil {
 		return "", err
 	}
-	args := []string{"-D", target, "-U", superuser, "-A", "scram-sha-256", "--pwfile", c.passFile(),
-		"--encoding", "UTF8", "--locale", locale}
+	args := []string{
+		"-D", target, "-U", superuser, "-A", "scram-sha-256", "--pwfile", c.passFile(),
+		"--encoding", "UTF8", "--locale", locale,
+	}
 	if c.volatile {
 		args = append(args, "--no-sync")
 	}
@@ -134,7 +136,7 @@ func (c cluster) endOrphan(ctx context.Context) error {
 		return c.forgetPID()
 	}
 	pid, err := strconv.Atoi(lines[0])
-	if err != nil || pid <= 1 || !c.isPostmaster(pid) {
+	if err != nil || pid <= 1 || !c.isPostmaster(ctx, pid) {
 		// The number belongs to nobody or to somebody else. Left alone, PostgreSQL would refuse to start when a
 		// process of the same user carries it, as it happens in containers where numbers repeat.
 		return c.forgetPID()
@@ -142,7 +144,7 @@ func (c cluster) endOrphan(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopGrace)
 	defer cancel()
 	_ = syscall.Kill(pid, syscall.SIGINT)
-	for c.isPostmaster(pid) {
+	for c.isPostmaster(ctx, pid) {
 		if err := pause(ctx, 10*time.Millisecond); err != nil {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			return c.forgetPID()
@@ -164,13 +166,13 @@ func (c cluster) forgetPID() error {
 }
 
 // isPostmaster says whether pid is a server that was started on these database files.
-func (c cluster) isPostmaster(pid int) bool {
+func (c cluster) isPostmaster(ctx context.Context, pid int) bool {
 	var command []byte
 	var err error
 	if runtime.GOOS == "linux" {
 		command, err = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	} else {
-		command, err = exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+		command, err = exec.CommandContext(ctx, "ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	}
 	return err == nil && strings.Contains(string(command), c.data())
 }

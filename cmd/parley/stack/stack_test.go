@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/parleychat/parley/cmd/parley/stack"
 )
@@ -32,8 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	err := stack.Command().ExecuteContext(context.Background())
-	var exit stack.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[stack.ExitError](err); ok {
 		os.Exit(int(exit))
 	}
 	if err != nil {
@@ -197,6 +197,38 @@ func TestStart(t *testing.T) {
 		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
 		require.NoError(t, err)
 	})
+}
+
+func TestAccountPerUser(t *testing.T) {
+	t.Parallel()
+	s := start(t, stack.Options{Dir: openDir(t), NATS: &stack.NATSOptions{AccountPerUser: true}})
+	// Many clients of few accounts at once: whoever comes first makes the account, nobody may find it half made.
+	var group errgroup.Group
+	for i := range 60 {
+		group.Go(func() error {
+			nc, err := nats.Connect(s.NATS.URL, nats.UserInfo(fmt.Sprintf("account_%d", i%6), "any"))
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			if err != nil {
+				return err
+			}
+			_, err = js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	_, err := nats.Connect(s.NATS.URL, nats.UserInfo("$SYS", "any"))
+	require.ErrorIs(t, err, nats.ErrAuthorization)
+	nc, err := nats.Connect(s.NATS.URL)
+	require.NoError(t, err, "without a name a client is in the common account")
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	_, err = js.AccountInfo(t.Context())
+	require.NoError(t, err)
 }
 
 func TestCrash(t *testing.T) {
