@@ -1,0 +1,205 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+)
+
+// balancer spreads the calls to one service over its addresses in turn. It skips
+// addresses that did not answer a dial, until their backoff has passed. It uses
+// the machine's clock: it paces the network, not the product.
+type balancer struct {
+	service string
+	targets []target
+	cfg     RemoteConfig
+
+	next  atomic.Uint64
+	wake  chan struct{} // asks the resolver to look now
+	stop  context.CancelFunc
+	done  chan struct{} // the resolver has ended
+	first chan struct{} // closed after the first look
+
+	mu        sync.RWMutex
+	endpoints []*endpoint
+}
+
+func newBalancer(service string, targets []target, cfg RemoteConfig) *balancer {
+	// The resolver lives as long as the dialer, which has no context: Close ends it.
+	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // see above
+	b := &balancer{
+		service: service, targets: targets, cfg: cfg,
+		wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}), first: make(chan struct{}),
+	}
+	go b.resolveLoop(ctx)
+	return b
+}
+
+func (b *balancer) close() {
+	b.stop()
+	<-b.done
+	b.mu.Lock()
+	old := b.endpoints
+	b.endpoints = nil
+	b.mu.Unlock()
+	for _, e := range old {
+		e.retire()
+	}
+}
+
+// RoundTrip sends a request to the next good address. If the dial fails nothing
+// has been sent, so it tries one other address; after that moment it never sends
+// a request twice.
+func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
+	select {
+	case <-b.first:
+	case <-r.Context().Done():
+		closeBody(r)
+		return nil, r.Context().Err() //nolint:wrapcheck // as a transport returns it
+	}
+	body := holdBody(r)
+	var tried *endpoint
+	for {
+		e := b.pick(tried)
+		if e == nil {
+			body.release()
+			return nil, errAway(b.service, errNoEndpoint)
+		}
+		res, err := e.roundTrip(r, body)
+		var dial *dialError
+		if err == nil || !errors.As(err, &dial) {
+			body.release()
+			return res, err
+		}
+		e.failed()
+		b.lookNow()
+		if tried != nil || b.count() < 2 || r.Context().Err() != nil || body.touched() {
+			body.release()
+			if ended := r.Context().Err(); ended != nil {
+				return nil, ended //nolint:wrapcheck // as a transport returns it
+			}
+			return nil, errAway(b.service, err)
+		}
+		tried = e
+	}
+}
+
+func errAway(service string, cause error) error {
+	return Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE, "service %s cannot be reached: %w", service, cause)
+}
+
+// pick returns the next endpoint in turn that is up and is not the one just
+// tried; if all are down, the next in turn anyway: one of them may be back.
+func (b *balancer) pick(not *endpoint) *endpoint {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	n := uint64(len(b.endpoints))
+	if n == 0 {
+		return nil
+	}
+	now := time.Now()
+	start := b.next.Add(1)
+	var fallback *endpoint
+	for i := range n {
+		e := b.endpoints[(start+i)%n]
+		if e == not {
+			continue
+		}
+		if e.up(now) {
+			return e
+		}
+		if fallback == nil {
+			fallback = e
+		}
+	}
+	return fallback
+}
+
+func (b *balancer) count() int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return len(b.endpoints)
+}
+
+// lookNow asks the resolver for a look without waiting for it.
+func (b *balancer) lookNow() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// heldBody keeps a request's body open over a failed dial: a transport closes
+// the body of a request that it could not send.
+type heldBody struct {
+	io.ReadCloser
+	read     atomic.Bool
+	attempts atomic.Int32 // attempts that have not closed it yet
+	released atomic.Bool
+	closed   sync.Once
+}
+
+func holdBody(r *http.Request) *heldBody {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	return &heldBody{ReadCloser: r.Body}
+}
+
+// attempt is the body of one attempt.
+func (h *heldBody) attempt() io.ReadCloser {
+	h.attempts.Add(1)
+	return &bodyAttempt{held: h}
+}
+
+// release says that there will be no other attempt: the body closes with the
+// last one that is still open.
+func (h *heldBody) release() {
+	if h == nil {
+		return
+	}
+	h.released.Store(true)
+	h.closeIfDone()
+}
+
+func (h *heldBody) closeIfDone() {
+	if h.released.Load() && h.attempts.Load() == 0 {
+		h.closed.Do(func() { _ = h.ReadCloser.Close() })
+	}
+}
+
+// touched says whether some of the body may be gone.
+func (h *heldBody) touched() bool { return h != nil && h.read.Load() }
+
+type bodyAttempt struct {
+	held *heldBody
+	once sync.Once
+}
+
+func (a *bodyAttempt) Read(p []byte) (int, error) {
+	a.held.read.Store(true)
+	return a.held.Read(p) //nolint:wrapcheck // io.EOF must stay bare
+}
+
+func (a *bodyAttempt) Close() error {
+	a.once.Do(func() {
+		a.held.attempts.Add(-1)
+		a.held.closeIfDone()
+	})
+	return nil
+}
+
+// dialError marks a failure before anything was sent.
+type dialError struct{ cause error }
+
+func (d *dialError) Error() string { return fmt.Sprintf("connect: %v", d.cause) }
+func (d *dialError) Unwrap() error { return d.cause }
