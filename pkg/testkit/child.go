@@ -46,6 +46,9 @@ func startChild(args ...string) (*child, error) {
 	_ = os.Remove(stderr.Name()) // the open file stays usable, and nothing stays behind
 	cmd := exec.Command(program, args...)
 	cmd.Stderr = stderr
+	// In a process group of its own, so that the kernel wakes a child that a test has paused and hangs up on it
+	// when this process is killed: a stopped process cannot see that its standard input has ended.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("connect to the stack: %w", err)
@@ -123,8 +126,10 @@ var stackProgram = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("take the build lock: %w", err)
 	}
 	program := filepath.Join(bin, "parley-stack")
-	cmd := exec.Command("go", "build", "-o", program, stackMain)
+	// Without the stamp of the commit, which would force a new link after each one.
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", program, stackMain)
 	cmd.Dir = filepath.Join(root, "cmd", "parley")
+	cmd.Env = append(os.Environ(), "GOWORK="+filepath.Join(root, "go.work"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the stack: %w: %s", err, strings.TrimSpace(string(out)))
 	}

@@ -63,6 +63,20 @@ func (p *private) start() (*child, error) {
 	return startChild(args...)
 }
 
+// PID is the process id of the server, 0 while it is down.
+func (p *private) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.child == nil:
+		return 0
+	case p.kind == "postgres":
+		return p.child.endpoints.PIDs["postgres"]
+	default:
+		return p.child.endpoints.PIDs["stack"]
+	}
+}
+
 // Stop ends the server in order. It does nothing when the server is down.
 func (p *private) Stop() {
 	p.mu.Lock()

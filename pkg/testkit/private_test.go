@@ -1,7 +1,13 @@
 package testkit_test
 
 import (
+	"bufio"
 	"context"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +70,57 @@ func TestPrivateRedis(t *testing.T) {
 	s.Stop()
 	s.Restart()
 	require.NoError(t, set())
+}
+
+// TestKilledTestLeavesNothing kills a test binary that holds shared servers and private ones, one of them paused.
+func TestKilledTestLeavesNothing(t *testing.T) {
+	t.Parallel()
+	victim := exec.Command(os.Args[0], "-test.run=^TestVictim$")
+	temp, err := os.MkdirTemp("", "victim-")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, os.RemoveAll(temp)) }()
+	require.NoError(t, os.Chmod(temp, 0o755)) // PostgreSQL's user must get in
+	victim.Env = append(os.Environ(), asVictim+"=1", "PARLEY_TEST_STACK=", "TMPDIR="+temp)
+	stdin, err := victim.StdinPipe()
+	require.NoError(t, err)
+	defer func() { _ = stdin.Close() }()
+	stdout, err := victim.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, victim.Start())
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	require.NoError(t, victim.Process.Kill())
+	require.Error(t, victim.Wait())
+	pids := strings.Fields(line)
+	require.Len(t, pids, 2)
+	for _, pid := range pids {
+		require.Eventually(t, func() bool { return ended(pid) }, 20*time.Second, 5*time.Millisecond, "process %s must end", pid)
+	}
+}
+
+const asVictim = "PARLEY_TESTKIT_TEST_AS_VICTIM"
+
+// TestVictim does nothing by itself; it is the process that TestKilledTestLeavesNothing kills.
+func TestVictim(t *testing.T) {
+	t.Parallel()
+	if os.Getenv(asVictim) == "" {
+		return
+	}
+	testkit.EmptyDatabase(t)
+	bus, postgres := testkit.PrivateNATS(t), testkit.PrivatePostgres(t)
+	bus.Pause()
+	_, err := os.Stdout.WriteString(strconv.Itoa(bus.PID()) + " " + strconv.Itoa(postgres.PID()) + "\n")
+	require.NoError(t, err)
+	_, _ = os.Stdin.Read(make([]byte, 1)) // until killed
+}
+
+// ended says whether the process is gone; one that only waits to be collected counts as gone.
+func ended(pid string) bool {
+	if state, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil {
+		return strings.Contains(string(state), ") Z ")
+	}
+	number, err := strconv.Atoi(pid)
+	return err == nil && syscall.Kill(number, 0) != nil
 }
 
 func TestPrivatePostgres(t *testing.T) {

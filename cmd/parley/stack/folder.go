@@ -15,6 +15,8 @@ var ErrInUse = errors.New("the data folder is in use by another running stack")
 const (
 	lockName   = "stack.lock"
 	tempPrefix = "parley-stack-"
+	// memory is Linux' file system in memory; elsewhere it does not exist and is passed over.
+	memory = "/dev/shm"
 	// roomNeeded is the free space, in bytes, that a temporary folder in memory must offer.
 	roomNeeded = 1 << 30
 	// abandonedAfter keeps a sweep away from folders whose owner is between two starts.
@@ -44,13 +46,14 @@ func lockDir(dir string) (*os.File, error) {
 // writable and has room and inMemory is set, else below TMPDIR. Every user may traverse it, because PostgreSQL runs as
 // another user when the caller is root. Folders that killed processes left behind are removed on the way.
 func TempDir(inMemory bool) (string, error) {
+	sweep(memory)
+	sweep(os.TempDir())
 	parents := []string{os.TempDir()}
-	if inMemory && hasRoom("/dev/shm") {
-		parents = []string{"/dev/shm", os.TempDir()}
+	if inMemory && hasRoom(memory) {
+		parents = []string{memory, os.TempDir()}
 	}
 	var errs error
 	for _, parent := range parents {
-		sweep(parent)
 		dir, err := os.MkdirTemp(parent, tempPrefix)
 		if err == nil {
 			err = os.Chmod(dir, 0o755)

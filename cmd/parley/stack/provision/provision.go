@@ -54,7 +54,9 @@ func ensureDatabase(ctx context.Context, conn *pgx.Conn, database string) error 
 		return nil
 	}
 	_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{database}.Sanitize())
-	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == duplicateDatabase {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	// The catalog's index or the command itself tells it, by how close the race was.
+	if ok && refused.Code == duplicateDatabase || postgres.IsUniqueViolation(err, "") {
 		return nil // somebody else was faster
 	}
 	if err != nil {
