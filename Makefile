@@ -55,9 +55,9 @@ lint: bin/golangci-lint $(BUF) ## Check style, walls, protos and lock files
 	$(BUF) lint
 	$(BUF) format --diff --exit-code proto
 	tools/check-locks
-	tools/check-services
 	bin/golangci-lint run $(addsuffix /...,$(addprefix ./,$(MODULES)))
 	cd tools && GOWORK=off ../bin/golangci-lint run ./...
+	tools/check-services
 
 .PHONY: gen
 gen: gen-proto gen-sql ## Generate Go from the protos and from the SQL
