@@ -132,8 +132,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 		return err
 	}
 	defer flush(ctx, tel)
-	// The logger of the process names the service already.
-	log := tel.Log
+	log := tel.Log.With("service", def.Name)
 	if c.ClockOffset != 0 {
 		log.Warn("the clock is moved", "offset", c.ClockOffset)
 	}
@@ -183,7 +182,7 @@ func run(ctx context.Context, def Definition, c Config, d Deps, tel *telemetry.T
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	adminDone := make(chan error, 1)
 	go func() { adminDone <- d.Admin.Serve(adminCtx, adminListener) }()
-	tel.Log.Info("admin port", "address", adminListener.Addr().String())
+	tel.Log.Info("admin port", "service", def.Name, "address", adminListener.Addr().String())
 
 	err = func() error {
 		var err error

@@ -10,7 +10,8 @@ import (
 )
 
 // NewLogger returns a logger that masks and adds trace ids, without setting up
-// anything else. Setup uses it; so do tests and commands.
+// anything else. Setup uses it; so do tests and commands. It does not say which
+// service logs: a process may host several, and each adds its own name.
 func NewLogger(cfg Config) *slog.Logger {
 	var out io.Writer = os.Stderr
 	if cfg.LogOutput != nil {
@@ -21,11 +22,7 @@ func NewLogger(cfg Config) *slog.Logger {
 	if cfg.LogFormat == "json" {
 		h = slog.NewJSONHandler(out, opts)
 	}
-	log := slog.New(traced{h})
-	if cfg.Service != "" {
-		log = log.With("service", cfg.Service)
-	}
-	return log
+	return slog.New(traced{h})
 }
 
 // traced adds the ids of the span in the context to each record.

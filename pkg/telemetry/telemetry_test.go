@@ -68,8 +68,8 @@ func TestMessagesAreMasked(t *testing.T) {
 func TestHarmlessThingsStayReadable(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	log := telemetry.NewLogger(telemetry.Config{LogFormat: "json", LogOutput: &out, Service: "auth"})
-	log.Info("started", "listen", "127.0.0.1:8080", "error", errors.New("file a.b: not found"), "n", 3,
+	log := telemetry.NewLogger(telemetry.Config{LogFormat: "json", LogOutput: &out})
+	log.Info("started", "service", "auth", "listen", "127.0.0.1:8080", "error", errors.New("file a.b: not found"), "n", 3,
 		"address", "[::1]:80", "procedure", "/parley.auth.v1.AuthService/Login")
 
 	var line map[string]any
