@@ -1,0 +1,185 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/parleychat/parley/pkg/postgres"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
+)
+
+// errDuplicate ends the transaction of an event whose effect is there already.
+var errDuplicate = errors.New("done before")
+
+// take handles one delivery to its end: acknowledged, to be tried again, or
+// parked. The call in progress may finish when the service stops, hence a context
+// that outlives ctx.
+func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ls.opts.timeout)
+	defer cancel()
+	ev := &eventv1.Event{}
+	if err := proto.Unmarshal(msg.Data(), ev); err != nil {
+		// Nobody will ever read it; kept with its bytes for a person.
+		ev = &eventv1.Event{Type: c.l.Type, Payload: &anypb.Any{TypeUrl: "unreadable event", Value: msg.Data()}}
+		c.park(ctx, msg, ev, fmt.Errorf("parse event: %w", err), 1)
+		return
+	}
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": ev.GetTraceparent()})
+	ctx, span := otel.Tracer(scope).Start(ctx, "event "+ev.GetType(), trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(attribute.String("service", c.ls.service), attribute.String("listener", c.l.Name)))
+	defer span.End()
+
+	err := c.effect(ctx, ev)
+	switch {
+	case err == nil:
+		c.settle(ctx, msg, ev, outcomeDone)
+	case errors.Is(err, errDuplicate):
+		c.settle(ctx, msg, ev, outcomeDuplicate)
+	case errors.Is(err, ErrUnknownPayload):
+		c.retry(ctx, msg, ev, outcomeUnknown, c.ls.opts.unknownWait, err)
+	case passes(err):
+		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), err)
+	default:
+		span.SetStatus(codes.Error, err.Error())
+		if n := c.failed(key(msg, ev)); n >= c.ls.opts.maxAttempts {
+			c.park(ctx, msg, ev, err, n)
+		} else {
+			c.retry(ctx, msg, ev, outcomeFailed, c.ls.opts.backoff(n), err)
+		}
+	}
+}
+
+// effect runs guard and handler in one transaction.
+func (c *consumer) effect(ctx context.Context, ev *eventv1.Event) error {
+	var err error
+	for range 3 { // a deadlock's victim goes again at once: nothing has happened
+		handleCtx, committed := withAfterCommit(ctx)
+		err = pgx.BeginFunc(ctx, c.ls.pool, func(tx pgx.Tx) error {
+			if err := c.guard(ctx, tx, ev); err != nil {
+				return err
+			}
+			return c.handle(handleCtx, tx, ev)
+		})
+		if err == nil {
+			committed()
+		}
+		if !postgres.IsRetryable(err) {
+			break
+		}
+	}
+	return err
+}
+
+// handle calls the handler; its panic is an error like any other, because one bad
+// event must not end the process again and again.
+func (c *consumer) handle(ctx context.Context, tx pgx.Tx, ev *eventv1.Event) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.log.ErrorContext(ctx, "listener panicked", "event", ev.GetId(), "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return c.l.Handle(ctx, tx, ev)
+}
+
+// guard makes the effect of a listener of mode Once happen once. A second
+// delivery at the same time waits on the key for the first one's commit.
+func (c *consumer) guard(ctx context.Context, tx pgx.Tx, ev *eventv1.Event) error {
+	if c.l.Mode != Once {
+		return nil
+	}
+	id, err := uuid.Parse(ev.GetId())
+	if err != nil {
+		return fmt.Errorf("event id: %w", err)
+	}
+	now := c.ls.clock.Now()
+	if age := now.Sub(ev.GetTime().AsTime()); age > c.ls.opts.inboxKeep {
+		return fmt.Errorf("event of %s is older than the inbox remembers (%s): it may have been done", ev.GetTime().AsTime(), c.ls.opts.inboxKeep)
+	}
+	tag, err := tx.Exec(ctx, `INSERT INTO inbox (listener, event_id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, c.l.Name, id, now)
+	if err != nil {
+		return fmt.Errorf("insert into inbox: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return errDuplicate
+	}
+	return nil
+}
+
+// settle answers the barrier and acknowledges, after the commit. If either is
+// lost the event comes again, finds its effect and settles then.
+func (c *consumer) settle(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, outcome string) {
+	if ev.GetReplySubject() != "" {
+		if err := c.ls.bus.conn.Publish(ev.GetReplySubject(), []byte(c.ls.service+"/"+c.l.Name)); err != nil {
+			c.log.DebugContext(ctx, "barrier could not be answered", "event", ev.GetId(), "error", err)
+		}
+	}
+	c.ack(ctx, msg, ev)
+	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcome)
+}
+
+func (c *consumer) ack(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event) {
+	c.forget(key(msg, ev))
+	if err := msg.Ack(); err != nil {
+		c.log.DebugContext(ctx, "event comes again: it could not be acknowledged", "event", ev.GetId(), "error", err)
+	}
+}
+
+// retry asks for another delivery after a while.
+func (c *consumer) retry(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, outcome string, wait time.Duration, cause error) {
+	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcome)
+	c.log.WarnContext(ctx, "event will be tried again", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
+		"outcome", outcome, "wait", wait, "error", cause)
+	if err := msg.NakWithDelay(wait); err != nil {
+		c.log.DebugContext(ctx, "event comes again after the server's wait", "event", ev.GetId(), "error", err)
+	}
+}
+
+// park puts the event aside and acknowledges it only when that is certain.
+func (c *consumer) park(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, cause error, attempts int) {
+	letter := deadLetter{
+		subject: msg.Subject(), service: c.ls.service, listener: c.l.Name, event: ev,
+		cause: cause, attempts: attempts, at: c.ls.clock.Now(), id: key(msg, ev),
+	}
+	if err := c.ls.bus.bury(ctx, letter); err != nil {
+		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), errors.Join(cause, err))
+		return
+	}
+	c.log.ErrorContext(ctx, "event is parked as a dead letter", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
+		"attempts", attempts, "error", cause)
+	c.ack(ctx, msg, ev)
+	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcomeParked)
+}
+
+// passes tells whether an error is an outage, which no event is to blame for.
+func passes(err error) bool {
+	var later errLater
+	return errors.As(err, &later) || postgres.IsUnavailable(err) || postgres.IsRetryable(err) ||
+		connect.CodeOf(err) == connect.CodeUnavailable
+}
+
+// key tells deliveries of one event apart from those of others.
+func key(msg jetstream.Msg, ev *eventv1.Event) string {
+	if ev.GetId() != "" {
+		return ev.GetId()
+	}
+	if meta, err := msg.Metadata(); err == nil {
+		return fmt.Sprintf("%s/%d", meta.Stream, meta.Sequence.Stream)
+	}
+	return msg.Subject()
+}

@@ -1,0 +1,244 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/proto"
+
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
+)
+
+const (
+	// claimTime bounds the transaction that holds claimed rows; the role's
+	// idle_in_transaction_session_timeout (10 s) would end it otherwise.
+	claimTime = 8 * time.Second
+	// ackTime bounds the wait for acknowledgements within it.
+	ackTime = 5 * time.Second
+	// youngerThan is the age up to which recovered rows are told of: clients
+	// that missed an older push have long asked by themselves.
+	youngerThan = time.Minute
+	// countEvery is how often the backlog is counted for the metric.
+	countEvery = 15 * time.Second
+)
+
+// relay claims what nobody published: oldest first, at a capped rate, shared with
+// the other replicas.
+func (o *Outbox) relay(ctx context.Context) {
+	ticker := time.NewTicker(o.opts.poll)
+	defer ticker.Stop()
+	limiter := rate.NewLimiter(rate.Limit(o.opts.relayRate), max(o.opts.relayRate, o.opts.relayBatch))
+	var counted time.Time
+	for {
+		if o.bus.Connected() {
+			o.claimAll(ctx, limiter)
+		}
+		if n := o.left.Swap(0); n > 0 {
+			o.metrics.left(ctx, n)
+		}
+		if time.Since(counted) >= countEvery {
+			counted = time.Now()
+			o.count(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-o.wake:
+		}
+	}
+}
+
+// claimAll claims until there is nothing left, or something fails.
+func (o *Outbox) claimAll(ctx context.Context, limiter *rate.Limiter) {
+	for ctx.Err() == nil {
+		rows, err := o.claim(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				o.log.WarnContext(ctx, "relay will try again", "error", err)
+			}
+			return
+		}
+		o.recover(ctx, rows)
+		if len(rows) < o.opts.relayBatch {
+			return
+		}
+		// Between transactions, not inside: nobody waits for our rows meanwhile.
+		if err := limiter.WaitN(ctx, len(rows)); err != nil {
+			return
+		}
+	}
+}
+
+// claimSQL takes rows that are not another relay's at this moment. The oldest
+// come first; a row is a relay's only after a grace, and never while this very
+// process is publishing it.
+const claimSQL = `
+SELECT id, created_at, envelopes, key_versions FROM outbox
+WHERE published_at IS NULL AND created_at <= $1 AND id <> ALL ($2::uuid[])
+ORDER BY created_at
+LIMIT $3
+FOR UPDATE SKIP LOCKED`
+
+// claim publishes and marks one batch in one transaction: if the process dies in
+// it, the rows are free again and unmarked.
+func (o *Outbox) claim(ctx context.Context) (claimed []Row, err error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTime)
+	defer cancel()
+	before := o.clock.Now().Add(-o.opts.grace)
+	err = pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
+		claimed = nil
+		rows, err := tx.Query(ctx, claimSQL, before, o.notToClaim(before), o.opts.relayBatch)
+		if err != nil {
+			return fmt.Errorf("claim outbox rows: %w", err)
+		}
+		stored, err := pgx.CollectRows(rows, pgx.RowToStructByPos[storedRow])
+		if err != nil {
+			return fmt.Errorf("claim outbox rows: %w", err)
+		}
+		var sendErr error
+		claimed, sendErr = o.sendClaimed(ctx, o.read(ctx, stored))
+		if len(claimed) == 0 {
+			return sendErr
+		}
+		_, err = tx.Exec(ctx, markSQL, markArgs(o.clock.Now(), claimed)...)
+		if err != nil {
+			return fmt.Errorf("mark claimed rows: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	o.metrics.relay(ctx, len(claimed))
+	return claimed, nil
+}
+
+type storedRow struct {
+	ID          uuid.UUID
+	CreatedAt   time.Time
+	Envelopes   []byte
+	KeyVersions []*int64
+}
+
+// read parses claimed rows.
+func (o *Outbox) read(ctx context.Context, stored []storedRow) []Row {
+	out := make([]Row, 0, len(stored))
+	for _, s := range stored {
+		var batch eventv1.EventBatch
+		row := Row{ID: s.ID, CreatedAt: s.CreatedAt}
+		err := proto.Unmarshal(s.Envelopes, &batch)
+		if err == nil {
+			row.events, err = complete(batch.GetEvents(), s.KeyVersions)
+		}
+		if err != nil {
+			o.setAside(ctx, row, err)
+			continue
+		}
+		out = append(out, row)
+	}
+	return out
+}
+
+// setAside keeps a row that can never be published, unmarked and loud, and out of
+// the way of the others.
+func (o *Outbox) setAside(ctx context.Context, row Row, err error) {
+	o.log.ErrorContext(ctx, "outbox row cannot be published and is kept", "row", row.ID, "created_at", row.CreatedAt, "error", err)
+	o.metrics.unreadable(ctx)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.broken[row.ID] = struct{}{}
+}
+
+// sendClaimed publishes the rows in order and returns those of which everything
+// is acknowledged, and the error of the first other one that may pass.
+func (o *Outbox) sendClaimed(ctx context.Context, rows []Row) (done []Row, err error) {
+	ctx, cancel := context.WithTimeout(ctx, ackTime)
+	defer cancel()
+	sent := make([]sentRow, len(rows))
+	for i, row := range rows {
+		sent[i].row = row
+		sent[i].futures, sent[i].err = o.send(row.events)
+	}
+	for _, s := range sent {
+		rowErr := s.err
+		if rowErr == nil {
+			rowErr = wait(ctx, s.futures)
+		}
+		switch {
+		case rowErr == nil:
+			o.metrics.events(ctx, len(s.futures))
+			done = append(done, s.row)
+		case errors.Is(rowErr, nats.ErrMaxPayload), errors.Is(rowErr, jetstream.ErrStreamMessageExceedsMaximum):
+			o.setAside(ctx, s.row, rowErr)
+		case err == nil:
+			err = rowErr
+		}
+	}
+	return done, err
+}
+
+// notToClaim are the rows that this process is publishing, and the broken ones.
+func (o *Outbox) notToClaim(before time.Time) []uuid.UUID {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := make([]uuid.UUID, 0, len(o.broken))
+	for id := range o.broken {
+		out = append(out, id)
+	}
+	for id, at := range o.inFlight {
+		if !at.After(before) {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// recover tells of young rows, after their commit and outside of it: what it does
+// is a hint to clients, and may be lost.
+func (o *Outbox) recover(ctx context.Context, rows []Row) {
+	if o.opts.recovered == nil {
+		return
+	}
+	limit := o.clock.Now().Add(-youngerThan)
+	for _, row := range rows {
+		if row.CreatedAt.After(limit) && len(row.events) > 0 {
+			o.opts.recovered(ctx, row.events)
+		}
+	}
+}
+
+// count measures the backlog.
+func (o *Outbox) count(ctx context.Context) {
+	var n int64
+	var oldest *time.Time
+	err := o.pool.QueryRow(ctx, `
+		SELECT count(*), min(created_at) FROM
+		(SELECT created_at FROM outbox WHERE published_at IS NULL ORDER BY created_at LIMIT 10000) AS waiting`).Scan(&n, &oldest)
+	if err != nil {
+		if ctx.Err() == nil {
+			o.log.WarnContext(ctx, "backlog of the outbox could not be counted", "error", err)
+		}
+		return
+	}
+	age := 0.0
+	if oldest != nil {
+		age = max(0, o.clock.Now().Sub(*oldest).Seconds())
+	}
+	o.metrics.waiting(ctx, n, age)
+}
+
+// nudge wakes the relay.
+func (o *Outbox) nudge() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
