@@ -1,0 +1,227 @@
+// Package job runs the periodic work of a service, on one of its replicas.
+//
+// It owns: the lease by which one replica leads (table job_lease), the record of
+// when a job last ran (table job_run), and the jobs of the runtime itself
+// (Partitions, PruneInbox).
+//
+// Invariants: one leader per service, by a row and not by a session lock, which
+// means nothing behind PgBouncer. A leader that cannot renew stops its jobs
+// before another may take over. Liveness is judged by each replica's own
+// stopwatch, so clocks that differ or jump elect nobody.
+//
+// A job must bear being cut off at any point and run again, and in the worst
+// case (a process frozen longer than the lease) beside itself.
+package job
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/parleychat/parley/pkg/clock"
+)
+
+// Job is a piece of periodic work.
+type Job struct {
+	// Name is unique within the service and never changes.
+	Name string
+	// Every is the time from one start to the next, by the service's clock. It
+	// is not run beside itself: a run that takes longer delays the next.
+	Every time.Duration
+	// Run does it, and returns soon after ctx ends. An error is logged and
+	// counted; the job is tried again after Every.
+	Run func(ctx context.Context) error
+}
+
+// Runner runs the jobs of one service while this process is the leader.
+type Runner struct {
+	pool    *pgxpool.Pool
+	service string
+	clock   clock.Clock
+	log     *slog.Logger
+	opts    options
+	holder  string
+	runs    metric.Int64Counter
+
+	mu      sync.Mutex
+	jobs    []Job
+	running bool
+	leading bool
+}
+
+type options struct {
+	lease time.Duration
+	poll  time.Duration
+}
+
+// Option changes how a Runner works.
+type Option func(*options)
+
+// Lease is for how long a leader counts as alive after its last sign of life; 15
+// s by default.
+func Lease(d time.Duration) Option { return func(o *options) { o.lease = d } }
+
+// Poll is how often the leader looks for jobs that are due; 1 s by default.
+func Poll(d time.Duration) Option { return func(o *options) { o.poll = d } }
+
+// New makes the runner of a service; Add jobs, then Run.
+func New(pool *pgxpool.Pool, service string, c clock.Clock, log *slog.Logger, opts ...Option) *Runner {
+	o := options{lease: 15 * time.Second, poll: time.Second}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	r := &Runner{pool: pool, service: service, clock: c, log: log, opts: o, holder: uuid.NewString()}
+	var err error
+	r.runs, err = otel.Meter("github.com/parleychat/parley/pkg/job").Int64Counter("job_runs_total",
+		metric.WithDescription("Runs of periodic jobs, by outcome."))
+	if err != nil {
+		log.Error("metric cannot be made", "metric", "job_runs_total", "error", err)
+	}
+	return r
+}
+
+// Add registers jobs. It fails on a name that is taken, a job that can never run,
+// and after Run.
+func (r *Runner) Add(jobs ...Job) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running {
+		return fmt.Errorf("jobs of %s run already", r.service)
+	}
+	for _, j := range jobs {
+		if j.Name == "" || j.Every <= 0 || j.Run == nil {
+			return fmt.Errorf("job %q lacks a name, an interval or work", j.Name)
+		}
+		for _, other := range r.jobs {
+			if other.Name == j.Name {
+				return fmt.Errorf("job %s of %s is there twice", j.Name, r.service)
+			}
+		}
+		r.jobs = append(r.jobs, j)
+	}
+	return nil
+}
+
+// Leading tells whether this process leads at the moment.
+func (r *Runner) Leading() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leading
+}
+
+func (r *Runner) setLeading(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leading = yes
+}
+
+// Run takes part in the election, and runs the jobs while it leads, until ctx
+// ends; then it gives the lease back and returns nil.
+func (r *Runner) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.running = true
+	jobs := r.jobs
+	r.mu.Unlock()
+	for ctx.Err() == nil {
+		if !r.acquire(ctx) {
+			return nil
+		}
+		r.setLeading(true)
+		r.log.InfoContext(ctx, "leads the jobs")
+		r.lead(ctx, jobs)
+		r.setLeading(false)
+		r.log.InfoContext(ctx, "leads the jobs no longer")
+	}
+	r.release(ctx)
+	return nil
+}
+
+// lead runs jobs until ctx ends or the lease cannot be renewed.
+func (r *Runner) lead(ctx context.Context, jobs []Job) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group errgroup.Group
+	group.Go(func() error { defer cancel(); r.renew(ctx); return nil })
+	for _, j := range jobs {
+		group.Go(func() error { r.repeat(ctx, j); return nil })
+	}
+	// Not one of them returns an error.
+	_ = group.Wait()
+}
+
+// repeat runs one job whenever it is due.
+func (r *Runner) repeat(ctx context.Context, j Job) {
+	ticker := time.NewTicker(r.opts.poll)
+	defer ticker.Stop()
+	known := false
+	var due time.Time
+	for {
+		if !known {
+			last, err := r.lastRun(ctx, j.Name)
+			if known = err == nil; known {
+				due = last.Add(j.Every)
+			} else if ctx.Err() == nil {
+				r.log.WarnContext(ctx, "job waits: its last run cannot be read", "job", j.Name, "error", err)
+			}
+		}
+		if now := r.clock.Now(); known && !now.Before(due) {
+			r.runOnce(ctx, j, now)
+			due = now.Add(j.Every)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time) {
+	// Noted before the work: a job that kills the process is not tried again at
+	// once by every replica in turn.
+	if err := r.noteStart(ctx, j.Name, now); err != nil {
+		if ctx.Err() == nil {
+			r.log.WarnContext(ctx, "job is put off: its start cannot be noted", "job", j.Name, "error", err)
+		}
+		return
+	}
+	started := time.Now()
+	err := call(ctx, j)
+	outcome := "done"
+	switch {
+	case err != nil && ctx.Err() != nil:
+		outcome = "cut off"
+	case err != nil:
+		outcome = "failed"
+		r.log.ErrorContext(ctx, "job failed", "job", j.Name, "took", time.Since(started), "error", err)
+	default:
+		r.log.DebugContext(ctx, "job done", "job", j.Name, "took", time.Since(started))
+	}
+	if r.runs != nil {
+		r.runs.Add(ctx, 1, metric.WithAttributes(attribute.String("service", r.service),
+			attribute.String("job", j.Name), attribute.String("outcome", outcome)))
+	}
+	if nerr := r.noteEnd(ctx, j.Name, r.clock.Now(), err); nerr != nil && ctx.Err() == nil {
+		r.log.WarnContext(ctx, "end of job cannot be noted", "job", j.Name, "error", nerr)
+	}
+}
+
+// call runs a job; its panic is an error.
+func call(ctx context.Context, j Job) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return j.Run(ctx)
+}
