@@ -76,7 +76,7 @@ func TestPrivateRedis(t *testing.T) {
 func TestKilledTestLeavesNothing(t *testing.T) {
 	t.Parallel()
 	victim := exec.Command(os.Args[0], "-test.run=^TestVictim$")
-	temp, err := os.MkdirTemp("", "victim-")
+	temp, err := os.MkdirTemp("", "victim-") //nolint:usetesting // t.TempDir is closed to the user of PostgreSQL
 	require.NoError(t, err)
 	defer func() { require.NoError(t, os.RemoveAll(temp)) }()
 	require.NoError(t, os.Chmod(temp, 0o755)) // PostgreSQL's user must get in
