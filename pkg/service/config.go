@@ -41,7 +41,7 @@ type Config struct {
 
 	ServiceKey        []byte            `env:"SERVICE_KEY" required:"true" secret:"true" doc:"The Ed25519 key (32 byte seed, base64) that signs this service's calls to others."`
 	ServicePublicKeys map[string]string `env:"SERVICE_PUBLIC_KEYS" doc:"The public keys (base64) of the services that may call: user=…,messaging=…."`
-	Backends          map[string]string `env:"BACKENDS" doc:"Where the other services are: auth=http://auth:8080,…; all addresses of a name are balanced over."`
+	Backends          map[string]string `env:"BACKENDS" doc:"Where the other services are: auth=http://auth:8080,…; calls are spread over all addresses of a name, and over several URLs separated by semicolons."`
 
 	LogLevel     slog.Level `env:"LOG_LEVEL" default:"info" doc:"debug, info, warn or error."`
 	LogFormat    string     `env:"LOG_FORMAT" default:"json" doc:"json or text."`

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -150,19 +151,33 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	if redis != nil {
 		defer redis.Close()
 	}
-	return run(ctx, def, c, deps(def, c, k, settings, tel, bus, redis), tel)
+	dialer, err := rpc.Remote(backends(c.Backends), rpc.RemoteConfig{Log: log})
+	if err != nil {
+		return fmt.Errorf("%sBACKENDS: %w", Prefix(def.Name), err)
+	}
+	defer dialer.Close()
+	d := deps(def, c, k, settings, tel)
+	d.Bus, d.Redis, d.Dialer = bus, redis, dialer
+	return run(ctx, def, c, d, tel)
 }
 
-// deps puts together what Start needs.
-func deps(
-	def Definition, c Config, k keys, settings *config.Source, tel *telemetry.Telemetry, bus *event.Bus, redis rueidis.Client,
-) Deps {
+// backends turns the semicolons of the setting, whose commas separate services,
+// into the commas that separate addresses for the dialer.
+func backends(setting map[string]string) map[string]string {
+	addresses := make(map[string]string, len(setting))
+	for name, address := range setting {
+		addresses[name] = strings.ReplaceAll(address, ";", ",")
+	}
+	return addresses
+}
+
+// deps turns the configuration into what Start needs, connections apart.
+func deps(def Definition, c Config, k keys, settings *config.Source, tel *telemetry.Telemetry) Deps {
 	clk := clock.Offset(clock.System(), c.ClockOffset)
 	return Deps{
 		Database: postgres.Config{
 			URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, ApplicationName: def.Name, QueryExecMode: c.DatabaseExecMode,
 		},
-		Bus: bus, Redis: redis, Dialer: rpc.Remote(c.Backends),
 		UserKeys: token.RemoteKeys(&http.Client{Timeout: 5 * time.Second}, c.JWKSURL, clk),
 		Issuer:   c.TokenIssuer, Audience: c.TokenAudience, TokenLife: c.TokenLife,
 		Key: k.private, Callers: k.public,

@@ -30,6 +30,7 @@ import (
 	"github.com/parleychat/parley/pkg/job"
 	"github.com/parleychat/parley/pkg/lifecycle"
 	"github.com/parleychat/parley/pkg/outbox"
+	"github.com/parleychat/parley/pkg/postgres"
 	"github.com/parleychat/parley/pkg/realtime"
 	"github.com/parleychat/parley/pkg/rpc"
 	"github.com/parleychat/parley/pkg/token"
@@ -67,17 +68,18 @@ type Runtime struct {
 	Clock    clock.Clock
 	Log      *slog.Logger
 
-	settings  *config.Source
-	dialer    rpc.Dialer
-	signer    *token.ServiceSigner
-	server    *rpc.Server
-	listeners []event.Listener
-	jobs      []job.Job
-	tasks     []task
-	recovered []func(context.Context, []*eventv1.Event)
-	checks    []check
-	faults    []error
-	sealed    bool
+	settings   *config.Source
+	dialer     rpc.Dialer
+	signer     *token.ServiceSigner
+	server     *rpc.Server
+	listeners  []event.Listener
+	jobs       []job.Job
+	partitions []postgres.Partitions
+	tasks      []task
+	recovered  []func(context.Context, []*eventv1.Event)
+	checks     []check
+	faults     []error
+	sealed     bool
 }
 
 type task struct {
@@ -149,6 +151,14 @@ func (rt *Runtime) Listen(listeners ...event.Listener) {
 func (rt *Runtime) Job(j job.Job) {
 	if rt.open("job " + j.Name) {
 		rt.jobs = append(rt.jobs, j)
+	}
+}
+
+// Partitions has the partitions of a table made before the service is ready, and
+// kept up by a job: ahead of time, and dropped when they are old.
+func (rt *Runtime) Partitions(parts ...postgres.Partitions) {
+	if rt.open("partitions") {
+		rt.partitions = append(rt.partitions, parts...)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -131,6 +132,9 @@ type starting struct {
 	revoked   *token.Revocations
 	listeners *event.Listeners
 	jobs      *job.Runner
+
+	partitions  sync.Mutex
+	partitioned bool
 }
 
 // prepare makes everything and starts nothing. Only the pool needs closing.
@@ -181,7 +185,7 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 	if err := s.wire(); err != nil {
 		return nil, err
 	}
-	s.prepareOutbox(ctx)
+	s.prepareTables(ctx)
 	return s, nil
 }
 

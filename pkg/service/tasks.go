@@ -34,6 +34,7 @@ func (s *starting) addChecks() {
 			return errors.New("the past revocations are not known yet")
 		}
 	})
+	panel.AddCheck(name("partitions"), admin.Once, s.ensurePartitions)
 	for _, c := range rt.checks {
 		panel.AddCheck(name(c.name), c.need, c.run)
 	}
@@ -79,20 +80,37 @@ func (s *starting) wire() error {
 		return err
 	}
 	s.jobs = job.New(rt.DB, rt.Name, rt.Clock, rt.Log)
-	for _, j := range rt.jobs {
-		if err := s.jobs.Add(j); err != nil {
-			return err
-		}
+	kept := append([]postgres.Partitions{rt.Outbox.Partitions()}, rt.partitions...)
+	return s.jobs.Add(append([]job.Job{
+		job.Partitions(rt.Name, rt.DB, rt.Clock, rt.Log, kept...),
+		job.PruneInbox(rt.DB, rt.Clock, event.InboxKeep),
+	}, rt.jobs...)...)
+}
+
+// ensurePartitions makes the partitions that the present needs, once; the job
+// keeps them up. It is tried before serving. A database that is away then is no
+// reason to stop: readiness calls it until it succeeds.
+func (s *starting) ensurePartitions(ctx context.Context) error {
+	s.partitions.Lock()
+	defer s.partitions.Unlock()
+	if s.partitioned {
+		return nil
 	}
+	if err := s.rt.Outbox.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := postgres.EnsurePartitions(ctx, s.rt.DB, s.rt.Clock.Now(), s.rt.partitions...); err != nil {
+		return err
+	}
+	s.partitioned = true
 	return nil
 }
 
-// prepareOutbox makes the partitions of the outbox. A database that is away is no
-// reason to stop: readiness waits for it, and the outbox tries again by itself.
-func (s *starting) prepareOutbox(ctx context.Context) {
+// prepareTables is the first try of ensurePartitions.
+func (s *starting) prepareTables(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
-	if err := s.rt.Outbox.Prepare(ctx); err != nil {
-		s.rt.Log.Warn("the outbox could not be prepared", "error", err)
+	if err := s.ensurePartitions(ctx); err != nil {
+		s.rt.Log.Warn("the partitions could not be made yet", "error", err)
 	}
 }

@@ -128,7 +128,7 @@ func Start(t testing.TB, opts Options, defs ...service.Definition) *Harness {
 func newHarness(t testing.TB, opts Options) *Harness {
 	t.Helper()
 	h := &Harness{
-		t: t, opts: opts, clock: opts.Clock, log: opts.Log, dialer: newDialer(),
+		t: t, opts: opts, clock: opts.Clock, log: opts.Log, dialer: newDialer(t),
 		keys: map[string]ed25519.PrivateKey{}, instances: map[string][]*Instance{}, pools: map[string]*pgxpool.Pool{},
 	}
 	if h.log == nil {
@@ -192,7 +192,7 @@ func (h *Harness) listen(name string) net.Listener {
 	if err != nil {
 		h.t.Fatalf("listen for %s: %v", name, err)
 	}
-	h.dialer.remote(name, "http://"+l.Addr().String())
+	h.dialer.listens(name, l.Addr().String())
 	return l
 }
 
