@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/parleychat/parley/cmd/parley/dev"
 	"github.com/parleychat/parley/cmd/parley/stack"
 )
 
@@ -25,6 +26,7 @@ func main() {
 
 // commands are the subcommands, one constructor per file.
 var commands = []func() *cobra.Command{
+	dev.Command,
 	stackCommand,
 }
 

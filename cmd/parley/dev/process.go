@@ -1,0 +1,268 @@
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/parleychat/parley/cmd/parley/stack"
+	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/cache"
+	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/rpc"
+	"github.com/parleychat/parley/pkg/service"
+	"github.com/parleychat/parley/pkg/telemetry"
+)
+
+// startTimeout bounds the start; a database that recovers from a crash takes
+// longest.
+const startTimeout = 90 * time.Second
+
+// process is everything that runs, and how it is ended: what was started last
+// ends first.
+type process struct {
+	o       Options
+	log     *slog.Logger
+	secrets *secrets
+	environ []string
+
+	stack    *stack.Stack
+	redis    rueidis.Client
+	admin    *admin.Server
+	services *rpc.InProcess
+	ready    Ready
+
+	ends   []func() error
+	failed chan error // the first part that ended by itself
+}
+
+// wipe removes the data and the secrets that seal it. The log stays.
+func wipe(data string) error {
+	if err := stack.Wipe(data); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(data, "secrets.json")); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("wipe secrets: %w", err)
+	}
+	return nil
+}
+
+// start starts all parts. On an error nothing is left running.
+func start(ctx context.Context, o Options, environ []string) (_ *process, err error) {
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	p := &process{o: o, services: rpc.NewInProcess(), failed: make(chan error, 8)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	domains := Domains()
+	names := make([]string, 0, len(domains))
+	for _, d := range domains {
+		names = append(names, d.Name)
+	}
+	if p.secrets, err = loadSecrets(o.Data, names); err != nil {
+		return nil, err
+	}
+	// What the developer sets goes before what is made here.
+	p.environ = append(p.secrets.environ(), environ...)
+	if err := p.startTelemetry(starting); err != nil {
+		return nil, err
+	}
+	if err := p.startStack(starting); err != nil {
+		return nil, err
+	}
+	// Parts live until they are stopped in order, not until ctx ends.
+	life := context.WithoutCancel(ctx)
+	if err := p.startAdmin(life); err != nil {
+		return nil, err
+	}
+	for _, d := range domains {
+		if err := p.startService(life, d); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.startGateway(life); err != nil {
+		return nil, err
+	}
+	p.admin.Started()
+	if err := p.awaitReady(starting); err != nil {
+		return nil, err
+	}
+	p.ready.Accounts, err = p.demoAccounts(starting)
+	return p, err
+}
+
+// onStop adds a step of the end.
+func (p *process) onStop(end func() error) { p.ends = append(p.ends, end) }
+
+// stop ends all parts, the last started first.
+func (p *process) stop() error {
+	var err error
+	for i := len(p.ends) - 1; i >= 0; i-- {
+		err = errors.Join(err, p.ends[i]())
+	}
+	p.ends = nil
+	return err
+}
+
+// wait returns when ctx has ended or a part has failed, after everything was
+// stopped.
+func (p *process) wait(ctx context.Context) error {
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-p.failed:
+	case <-p.stack.Postgres.Done():
+		err = errors.New("PostgreSQL has ended by itself; see the log in the data folder")
+	}
+	return errors.Join(err, p.stop())
+}
+
+// watch notes when a part ends although nobody stopped it.
+func (p *process) watch(name string, done <-chan struct{}, why func() error) {
+	go func() {
+		<-done
+		if err := why(); err != nil {
+			select {
+			case p.failed <- fmt.Errorf("%s: %w", name, err):
+			default: // the first ones told enough
+			}
+		}
+	}()
+}
+
+func (p *process) startTelemetry(ctx context.Context) error {
+	path, err := filepath.Abs(filepath.Join(p.o.Data, "parley.log"))
+	if err != nil {
+		return fmt.Errorf("resolve the data folder: %w", err)
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // G304: the folder is the developer's choice
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	p.onStop(file.Close)
+	var out io.Writer = file
+	if p.o.Verbose {
+		out = io.MultiWriter(file, os.Stderr)
+	}
+	tel, err := telemetry.Setup(ctx, telemetry.Config{
+		Service: "parley", Version: "dev", LogOutput: out, OTLPEndpoint: os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), SampleRatio: 0.01,
+	})
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error {
+		flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		return tel.Shutdown(flushing)
+	})
+	p.log = tel.Log
+	p.admin = admin.New(tel.Log, tel.MetricsHandler())
+	p.ready.Log, p.ready.Data = path, filepath.Dir(path)
+	return nil
+}
+
+func (p *process) startStack(ctx context.Context) error {
+	var err error
+	p.stack, err = stack.Start(ctx, stack.Options{
+		Dir: p.o.Data, Logger: p.log,
+		Postgres: &stack.PostgresOptions{Install: true},
+		NATS:     &stack.NATSOptions{},
+		Redis:    &stack.RedisOptions{},
+	})
+	if err != nil {
+		return err
+	}
+	p.onStop(p.stack.Stop)
+	p.ready.Endpoints = p.stack.Endpoints()
+	// The embedded server speaks RESP2 and has no client-side caching.
+	p.redis, err = cache.Open("redis://"+p.stack.Redis.Addr+"/0?protocol=2&client_cache=0", "parley")
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error { p.redis.Close(); return nil })
+	return nil
+}
+
+func (p *process) startAdmin(ctx context.Context) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", p.o.AdminListen)
+	if err != nil {
+		return fmt.Errorf("listen for the admin port (another one by --admin-listen): %w", err)
+	}
+	p.ready.Admin = "http://" + l.Addr().String()
+	serving, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- p.admin.Serve(serving, l) }()
+	p.onStop(func() error { stop(); return <-done })
+	return nil
+}
+
+// connect opens a connection to NATS for one part, as it would have alone.
+func (p *process) connect(ctx context.Context, name string) (*event.Bus, error) {
+	bus, err := event.Connect(ctx, event.Config{URL: p.stack.NATS.URL, Name: name}, p.log.With("service", name))
+	if err != nil {
+		return nil, err
+	}
+	p.onStop(func() error { bus.Close(); return nil })
+	return bus, nil
+}
+
+func (p *process) startService(ctx context.Context, def service.Definition) error {
+	bus, err := p.connect(ctx, def.Name)
+	if err != nil {
+		return err
+	}
+	deps, err := p.dependencies(ctx, def.Name, bus)
+	if err != nil {
+		return err
+	}
+	running, err := service.Start(ctx, def, deps)
+	if err != nil {
+		return err
+	}
+	if err := deps.Settings.Unknown(); err != nil {
+		return errors.Join(err, running.Stop())
+	}
+	p.onStop(running.Stop)
+	p.watch(def.Name, running.Done(), running.Wait)
+	p.services.Register(def.Name, running.Handler())
+	return nil
+}
+
+// awaitReady waits until every check of the admin port is good.
+func (p *process) awaitReady(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.ready.Admin+"/readyz", nil)
+		if err != nil {
+			return fmt.Errorf("ask for readiness: %w", err)
+		}
+		res, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return fmt.Errorf("ask for readiness: %w", err)
+		}
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // only for the message below
+		_ = res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("not ready in time: %s", body)
+		}
+	}
+}
