@@ -143,7 +143,7 @@ func parseTarget(raw string) (target, error) {
 	if t.port == "" {
 		t.port = map[string]string{"http": "80", "https": "443"}[t.scheme]
 	}
-	if t.host == "" || t.port == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+	if (t.scheme != "http" && t.scheme != "https") || t.host == "" || t.port == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
 		return target{}, errBadTarget
 	}
 	return t, nil

@@ -106,8 +106,9 @@ func withInfo(code connect.Code, cause error, info *errorv1.ErrorInfo) *connect.
 	return out
 }
 
-// edit rebuilds an error with a changed detail: details are not changed in
-// place, the error may be a shared sentinel.
+// edit rebuilds an error with a changed detail. Nothing is changed in place, for
+// the error may be a shared sentinel; not even Meta is read, which would make
+// the map. So headers in Meta are lost.
 func edit(err *connect.Error, change func(*errorv1.ErrorInfo)) *connect.Error {
 	info := InfoOf(err)
 	change(info)
@@ -116,9 +117,6 @@ func edit(err *connect.Error, change func(*errorv1.ErrorInfo)) *connect.Error {
 		if d.Type() != infoName {
 			out.AddDetail(d)
 		}
-	}
-	for k, v := range err.Meta() {
-		out.Meta()[k] = v
 	}
 	return out
 }

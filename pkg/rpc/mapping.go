@@ -47,7 +47,7 @@ func (s *Server) coded(ctx context.Context, procedure string, err error) *connec
 	}
 	var own *connect.Error
 	isCoded := errors.As(err, &own) && own != nil
-	if isCoded && !connect.IsWireError(own) && infoOf(own) != nil {
+	if isCoded && !connect.IsWireError(own) && (infoOf(own) != nil || connect.IsNotModifiedError(own)) {
 		return own // made by Error, for this caller
 	}
 	if ended := contextEnded(ctx, err); ended != nil {

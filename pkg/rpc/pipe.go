@@ -23,8 +23,9 @@ type pipe struct {
 	mu     sync.Mutex
 	turn   sync.Cond
 	data   bytes.Buffer
-	end    error // what Read returns after the data; nil: still open
-	closed bool  // the reader has left
+	end    error  // what Read returns after the data; nil: still open
+	last   func() // run by the Read that first returns end
+	closed bool   // the reader has left
 }
 
 func newPipe() *pipe {
@@ -44,6 +45,8 @@ func (p *pipe) Read(b []byte) (int, error) {
 	case p.closed:
 		return 0, http.ErrBodyReadAfterClose
 	case p.data.Len() == 0:
+		p.last()
+		p.last = func() {}
 		return 0, p.end
 	}
 	n, err := p.data.Read(b)
@@ -67,14 +70,13 @@ func (p *pipe) Write(b []byte) (int, error) {
 }
 
 // finish ends the stream with an error, io.EOF for a good end. The first wins;
-// its last is run before the reader sees the end, and never after a reader may
-// have seen another.
+// its last is run on the reader's goroutine before it sees the end, as net/http
+// fills in trailers: until then the response is the reader's alone.
 func (p *pipe) finish(err error, last func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.end == nil && !p.closed {
-		last()
-		p.end = err
+	if p.end == nil {
+		p.end, p.last = err, last
 	}
 	p.turn.Broadcast()
 }
@@ -90,12 +92,13 @@ func (p *pipe) leave() {
 // streamWriter is the response of a streaming call. Until ready is closed the
 // header belongs to the handler, after that a copy of it to the caller.
 type streamWriter struct {
-	header http.Header
-	pipe   *pipe
-	once   sync.Once
-	ready  chan struct{}
-	sent   http.Header
-	status int
+	header    http.Header
+	pipe      *pipe
+	once      sync.Once
+	ready     chan struct{}
+	status    int
+	sent      http.Header
+	announced []string // trailers named in the header
 }
 
 func (w *streamWriter) Header() http.Header { return w.header }
@@ -104,6 +107,12 @@ func (w *streamWriter) WriteHeader(status int) {
 	w.once.Do(func() {
 		w.status = status
 		w.sent = w.header.Clone()
+		for _, names := range w.sent["Trailer"] {
+			for name := range strings.SplitSeq(names, ",") {
+				w.announced = append(w.announced, http.CanonicalHeaderKey(strings.TrimSpace(name)))
+			}
+		}
+		delete(w.sent, "Trailer") // it becomes Response.Trailer
 		close(w.ready)
 	})
 }
@@ -119,13 +128,8 @@ func (w *streamWriter) Flush() { w.WriteHeader(http.StatusOK) }
 // trailers collects what net/http would send as trailers: keys announced in the
 // header, and keys with the prefix.
 func (w *streamWriter) trailers(into http.Header) {
-	for _, names := range w.sent["Trailer"] {
-		for name := range strings.SplitSeq(names, ",") {
-			name = http.CanonicalHeaderKey(strings.TrimSpace(name))
-			if values, ok := w.header[name]; ok {
-				into[name] = values
-			}
-		}
+	for _, name := range w.announced {
+		into[name] = w.header[name]
 	}
 	for name, values := range w.header {
 		if bare, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
@@ -169,6 +173,9 @@ func roundTripStream(h http.Handler, r *http.Request) (*http.Response, error) {
 		}
 	}
 	res := response(r, w.status, w.sent, &streamBody{pipe: w.pipe, cancel: cancel}, -1)
+	for _, name := range w.announced {
+		trailer[name] = nil
+	}
 	res.Trailer = trailer
 	return res, nil
 }
