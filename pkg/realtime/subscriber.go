@@ -218,14 +218,17 @@ func (s *Subscriber) watch(ctx context.Context, status <-chan nats.Status) {
 		if s.newDrops() {
 			s.tell(LossSlow)
 		}
-		if reconnected && s.conn.IsConnected() && s.Flush(ctx) == nil {
-			reconnected = false
-			s.late.Store(false)
-			s.tell(LossReconnect)
+		// Taken before the flush: whoever gives up during it sets it again.
+		late := s.late.Swap(false)
+		if (!reconnected && !late) || s.Flush(ctx) != nil {
+			continue
 		}
-		if s.late.CompareAndSwap(true, false) && s.Flush(ctx) == nil {
+		if reconnected {
+			s.tell(LossReconnect)
+		} else {
 			s.tell(LossLate)
 		}
+		reconnected = false
 	}
 }
 

@@ -1,0 +1,80 @@
+package gateway
+
+import (
+	"bytes"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
+)
+
+// prepared is one push, shared by all sockets that get it.
+type prepared struct {
+	payload []byte // the binary ServerFrame as it came off the bus
+	at      time.Time
+
+	once    sync.Once
+	json    []byte
+	jsonErr error
+}
+
+// asJSON transcodes at the first JSON socket and never again.
+func (p *prepared) asJSON() ([]byte, error) {
+	p.once.Do(func() {
+		frame := &realtimev1.ServerFrame{}
+		if err := proto.Unmarshal(p.payload, frame); err != nil {
+			p.jsonErr = fmt.Errorf("decode push: %w", err)
+			return
+		}
+		p.json, p.jsonErr = protojson.Marshal(frame)
+	})
+	return p.json, p.jsonErr
+}
+
+const (
+	preparedShards = 16
+	// preparedPerShard bounds a generation: 16 * 2 * 256 pushes, a few MB. A push
+	// to a group comes off the bus as one burst, so a short memory is enough.
+	preparedPerShard = 256
+)
+
+// preparedCache finds the push that came a moment ago for another person with
+// the very same bytes. N members on one gateway then queue one copy, and it is
+// transcoded once.
+type preparedCache struct {
+	seed   maphash.Seed
+	shards [preparedShards]preparedShard
+}
+
+// preparedShard keeps two generations; a full young one becomes the old one.
+type preparedShard struct {
+	mu         sync.Mutex
+	young, old map[uint64]*prepared
+}
+
+func newPreparedCache() *preparedCache {
+	return &preparedCache{seed: maphash.MakeSeed()}
+}
+
+func (c *preparedCache) get(payload []byte, at time.Time) *prepared {
+	sum := maphash.Bytes(c.seed, payload)
+	s := &c.shards[sum%preparedShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, generation := range [...]map[uint64]*prepared{s.young, s.old} {
+		if p, ok := generation[sum]; ok && bytes.Equal(p.payload, payload) {
+			return p
+		}
+	}
+	p := &prepared{payload: payload, at: at}
+	if s.young == nil || len(s.young) >= preparedPerShard {
+		s.old, s.young = s.young, make(map[uint64]*prepared, 16)
+	}
+	s.young[sum] = p
+	return p
+}
