@@ -79,6 +79,10 @@ func migrateFiles(ctx context.Context, cfg *pgx.ConnConfig, service, table strin
 		return fmt.Errorf("read migrations: %w", err)
 	}
 	if _, err := p.Up(ctx); err != nil {
+		var partial *goose.PartialError
+		if errors.As(err, &partial) && partial.Failed != nil {
+			return fmt.Errorf("apply migration %s: %w", partial.Failed.Source.Path, err)
+		}
 		return fmt.Errorf("apply migrations: %w", err)
 	}
 	return nil
