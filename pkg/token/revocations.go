@@ -1,13 +1,28 @@
 package token
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/parleychat/parley/pkg/clock"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
+
+// The event that ends a session: its key is the session's id, its time the
+// moment; the payload is not needed.
+const (
+	revokedSource = "auth"
+	revokedType   = "session.revoked"
+)
+
+// Follower is the part of the event bus that feeds the set; *event.Bus is one.
+type Follower interface {
+	Follow(ctx context.Context, source, typ string, since time.Duration, fn func(*eventv1.Event), caughtUp func()) error
+}
 
 // Revocations is the set of sessions that were ended while tokens of theirs may
 // still be alive. It lives in memory and is fed by Follow, so that no store has
@@ -91,3 +106,30 @@ func (r *Revocations) Notify(fn func(sessionID uuid.UUID)) {
 // Ready is closed when the past revocations are known. Before that a revoked
 // session may pass, so a process is not ready before.
 func (r *Revocations) Ready() <-chan struct{} { return r.ready }
+
+// Follow feeds the set from the bus until ctx ends: first with all revocations
+// that still matter, then with the new ones. It closes Ready in between. Run it
+// once.
+func (r *Revocations) Follow(ctx context.Context, bus Follower) error {
+	err := bus.Follow(ctx, revokedSource, revokedType, r.life+2*skew, r.onRevoked, func() {
+		r.once.Do(func() { close(r.ready) })
+	})
+	if err != nil {
+		return fmt.Errorf("follow revocations: %w", err)
+	}
+	return nil
+}
+
+// onRevoked takes an event of auth. One whose key is no id names no session that
+// a token could carry.
+func (r *Revocations) onRevoked(ev *eventv1.Event) {
+	id, err := uuid.Parse(ev.GetKey())
+	if err != nil {
+		return
+	}
+	at := r.clock.Now()
+	if ev.GetTime().IsValid() {
+		at = ev.GetTime().AsTime()
+	}
+	r.Add(id, at)
+}
