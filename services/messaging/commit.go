@@ -1,0 +1,222 @@
+package messaging
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/outbox"
+	"github.com/parleychat/parley/pkg/postgres"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
+)
+
+// The statements of a group commit, in their order. What they promise is written
+// in them.
+var (
+	//go:embed batch/conversations.sql
+	lockConversationsSQL string
+	//go:embed batch/members.sql
+	lockMembersSQL string
+	//go:embed batch/append.sql
+	appendSQL string
+	//go:embed batch/permissions.sql
+	permissionsSQL string
+)
+
+const (
+	// maxTries of a transaction that lost a race with another replica's. The winner
+	// has committed by then, so the second try sees it; the third is for luck.
+	maxTries = 4
+	// commitTimeout bounds one try. Beyond it the outcome is unknown.
+	commitTimeout = 5 * time.Second
+
+	// SQLSTATE codes and classes.
+	checkViolation          = "23514"
+	classDataException      = "22"
+	classIntegrityViolation = "23"
+)
+
+// appender runs the group commit: one transaction in one round trip per batch,
+// so that no lock outlives the connection of the process that took it.
+//
+// It keeps nothing in memory from one batch to the next; any number of them, in
+// any number of replicas, work on the same conversations, ordered by the rows'
+// locks alone.
+type appender struct {
+	db         *pgxpool.Pool
+	outbox     *outbox.Outbox
+	clock      clock.Clock
+	partitions postgres.Partitions
+}
+
+// verdict is what the transaction says of one send.
+type verdict struct {
+	outcome           outcome
+	seq, ordinal      int64
+	createdAt         time.Time
+	low, high         *uuid.UUID // the people of a direct conversation
+	permissionVersion int64
+}
+
+// append judges and appends sends, of which no two have the same key. It returns
+// a verdict for each. After an error no verdict is known; the sends
+// may be in the log nevertheless, if the connection broke at the end.
+func (a *appender) append(ctx context.Context, sends []*send) ([]verdict, error) {
+	for try := 1; ; try++ {
+		verdicts, err := a.once(ctx, sends)
+		switch {
+		case err == nil:
+			return verdicts, nil
+		case try < maxTries && lostRace(err):
+			// The other transaction is over, or ours would not have been told.
+		case try < maxTries && noPartition(err):
+			// The job that makes them ahead did not run for long, or a clock jumped.
+			if _, ensureErr := a.partitions.Ensure(ctx, a.db, a.clock.Now()); ensureErr != nil {
+				return nil, errors.Join(err, ensureErr)
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+// once is one try.
+func (a *appender) once(ctx context.Context, sends []*send) ([]verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	events := make([]*eventv1.Event, len(sends))
+	for i, s := range sends {
+		events[i] = s.event
+	}
+	row, err := a.outbox.Row(ctx, events)
+	if err != nil {
+		return nil, fmt.Errorf("prepare outbox row: %w", err)
+	}
+	verdicts, err := a.transact(ctx, sends, row)
+	if err != nil {
+		return nil, err
+	}
+	versions := make([]*int64, len(verdicts))
+	appended := false
+	for i := range verdicts {
+		if verdicts[i].outcome == outcomeAppended {
+			versions[i], appended = &verdicts[i].seq, true
+		}
+	}
+	if appended {
+		a.outbox.Committed(row, versions)
+	}
+	return verdicts, nil
+}
+
+// transact sends the three statements at once. A pgx batch outside a transaction
+// ends with a single Sync: the server runs it as one implicit transaction, which
+// it commits or rolls back without hearing from us again.
+func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) (verdicts []verdict, err error) {
+	n := len(sends)
+	conversations, senders, keys := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
+	hashes, bodies := make([][]byte, n), make([][]byte, n)
+	for i, s := range sends {
+		conversations[i], senders[i], keys[i] = s.conversationID, s.key.sender, s.key.clientMessage
+		hashes[i], bodies[i] = s.hash, s.body
+	}
+	now := a.clock.Now()
+
+	batch := &pgx.Batch{}
+	batch.Queue(lockConversationsSQL, conversations)
+	batch.Queue(lockMembersSQL, conversations, senders)
+	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
+		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
+
+	results := a.db.SendBatch(ctx, batch)
+	defer func() {
+		// The commit happens here; only a clean end says that it did.
+		if closeErr := results.Close(); err == nil && closeErr != nil {
+			verdicts, err = nil, fmt.Errorf("commit batch: %w", closeErr)
+		}
+	}()
+	if _, err := results.Exec(); err != nil {
+		return nil, fmt.Errorf("lock conversations: %w", err)
+	}
+	if _, err := results.Exec(); err != nil {
+		return nil, fmt.Errorf("lock members: %w", err)
+	}
+	rows, err := results.Query()
+	if err != nil {
+		return nil, fmt.Errorf("append entries: %w", err)
+	}
+	verdicts, err = pgx.AppendRows(make([]verdict, 0, n), rows, scanVerdict)
+	if err != nil {
+		return nil, fmt.Errorf("append entries: %w", err)
+	}
+	if len(verdicts) != n {
+		return nil, fmt.Errorf("append entries: %d verdicts for %d sends", len(verdicts), n)
+	}
+	return verdicts, nil
+}
+
+func scanVerdict(row pgx.CollectableRow) (verdict, error) {
+	var v verdict
+	err := row.Scan(&v.outcome, &v.seq, &v.ordinal, &v.createdAt, &v.low, &v.high, &v.permissionVersion)
+	return v, err
+}
+
+// permission is privacy's answer for the two directions of a conversation.
+type permission struct {
+	conversationID uuid.UUID
+	version        int64 // permission_version when asked
+	low, high      bool  // may the lower person write to the higher, and back
+}
+
+// permit stores answers that were asked for at the given time. One whose
+// conversation was marked stale since is not stored.
+func (a *appender) permit(ctx context.Context, at time.Time, answers []permission) error {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	n := len(answers)
+	ids, versions := make([]uuid.UUID, n), make([]int64, n)
+	lows, highs := make([]bool, n), make([]bool, n)
+	for i, p := range answers {
+		ids[i], versions[i], lows[i], highs[i] = p.conversationID, p.version, p.low, p.high
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(lockConversationsSQL, ids)
+	batch.Queue(permissionsSQL, ids, versions, lows, highs, at)
+	if err := a.db.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("store permission state: %w", err)
+	}
+	return nil
+}
+
+// lostRace says that the transaction was rolled back because of another one, and
+// may be tried again: a deadlock, or the same client message id from another
+// replica, which the next try will find stored.
+func lostRace(err error) bool {
+	return postgres.IsRetryable(err) || postgres.IsUniqueViolation(err, "send_key_pkey")
+}
+
+// noPartition says that a table has no partition for the present. PostgreSQL
+// reports it as a check violation without a constraint.
+func noPartition(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == checkViolation && pg.ConstraintName == ""
+}
+
+// faultyData says that a value of one of the sends is to blame, so that the
+// others would pass without it.
+func faultyData(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || noPartition(err) || lostRace(err) {
+		return false
+	}
+	return strings.HasPrefix(pg.Code, classDataException) || strings.HasPrefix(pg.Code, classIntegrityViolation)
+}

@@ -1,0 +1,299 @@
+package messaging
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/parleychat/parley/pkg/rpc"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+)
+
+const (
+	// batchBytes bounds the bodies of one transaction: at 4,000 characters each, a
+	// full batch of the longest messages is split.
+	batchBytes = 1 << 20
+	// checkTimeout bounds one question to privacy.
+	checkTimeout = 2 * time.Second
+	// maxChecks of one send's permission. More than one is needed only when the
+	// state was marked stale between the answer and the commit.
+	maxChecks = 5
+	// overloadedRetry is what a client waits for before it tries again.
+	overloadedRetry = time.Second
+)
+
+// committer is one of the queues between SendMessage and the log. A conversation
+// always goes to the same one, so its sends are committed in the order in which
+// they came; see gatherer for how a batch forms.
+//
+// A send whose permission state is stale is parked, and with it whatever comes
+// after it for its conversation, until privacy has answered. Other conversations
+// go on meanwhile.
+type committer struct {
+	queue       *gatherer[*send]
+	appender    *appender
+	permissions Permissions
+	pusher      *pusher
+	metrics     *metrics
+	tracer      trace.Tracer
+	log         *slog.Logger
+
+	// Guarded by the queue's lock: to take a send and to see that its conversation
+	// is parked is one step, or it could overtake what is being given back.
+	parked   map[uuid.UUID]*parking
+	checking bool // a goroutine asks privacy
+}
+
+// parking is a conversation whose permission is being asked for.
+type parking struct {
+	conversationID uuid.UUID
+	low, high      uuid.UUID
+	version        int64
+	sends          []*send
+}
+
+// wait is the queue's question whether a send has to wait for a permission.
+func (c *committer) wait(s *send) bool {
+	p := c.parked[s.conversationID]
+	if p == nil {
+		return false
+	}
+	p.sends = append(p.sends, s)
+	return true
+}
+
+func newCommitter(cfg settings, a *appender, permissions Permissions, p *pusher, m *metrics, tracer trace.Tracer, log *slog.Logger) *committer {
+	c := &committer{
+		queue:    newGatherer(cfg.CommitBatch, batchBytes, cfg.CommitQueue, (*send).bytes),
+		appender: a, permissions: permissions, pusher: p, metrics: m, tracer: tracer, log: log,
+		parked: map[uuid.UUID]*parking{},
+	}
+	c.queue.aside = c.wait
+	return c
+}
+
+// run works until ctx has ended and everything that was accepted is answered.
+func (c *committer) run(ctx context.Context) error {
+	c.queue.work(ctx, c.process)
+	return nil
+}
+
+// submit queues a send. The error, if any, is the caller's answer.
+func (c *committer) submit(s *send) error {
+	switch err := c.queue.add(s); {
+	case errors.Is(err, errGathererFull):
+		return rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
+			"too many messages are waiting"), overloadedRetry)
+	case err != nil:
+		return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+			"the service is stopping"), overloadedRetry)
+	}
+	return nil
+}
+
+// process works on one batch.
+func (c *committer) process(ctx context.Context, batch []*send) {
+	sends := c.admit(batch)
+	if len(sends) == 0 {
+		return
+	}
+	started := time.Now()
+	if linked := links(sends); len(linked) > 0 {
+		// A child of the first sampled call, so that it is sampled too.
+		var span trace.Span
+		ctx, span = c.tracer.Start(trace.ContextWithSpanContext(ctx, linked[0].SpanContext),
+			"messaging.commit_batch", trace.WithLinks(linked[1:]...))
+		defer span.End()
+	}
+	c.commit(ctx, sends)
+	c.metrics.batch(ctx, len(sends), time.Since(started))
+}
+
+// admit leaves out whose caller has gone, and who has the key of another send of
+// the batch: that one's answer is theirs.
+func (c *committer) admit(batch []*send) []*send {
+	sends := make([]*send, 0, len(batch))
+	byKey := make(map[sendKey]*send, len(batch))
+	for _, s := range batch {
+		if s.gone() && len(s.followers) == 0 {
+			s.answer(answer{outcome: outcomeFailed, err: context.Canceled})
+			continue
+		}
+		if first := byKey[s.key]; first != nil {
+			first.followers = append(first.followers, s)
+			continue
+		}
+		byKey[s.key] = s
+		sends = append(sends, s)
+	}
+	return sends
+}
+
+// commit appends sends and tells the outcome to whom it concerns. A send with
+// faulty data must not take the others with it: the batch is split until it
+// stands alone. Splitting keeps the order.
+func (c *committer) commit(ctx context.Context, sends []*send) {
+	verdicts, err := c.appender.append(ctx, sends)
+	switch {
+	case err == nil:
+		c.settle(ctx, sends, verdicts)
+	case faultyData(err) && len(sends) > 1:
+		half := len(sends) / 2
+		c.commit(ctx, sends[:half])
+		c.commit(ctx, sends[half:])
+	case faultyData(err):
+		c.fail(ctx, sends, err) // no retry can help: an internal error, logged by the chain
+	default:
+		c.log.WarnContext(ctx, "group commit failed", "sends", len(sends), "error", err)
+		c.fail(ctx, sends, unknownOutcome(err))
+	}
+}
+
+// unknownOutcome is the answer when the messages may be in the log or not. The
+// client tries again with the same id and finds out.
+func unknownOutcome(cause error) error {
+	return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+		"it is not known whether the message was stored: %v", cause), overloadedRetry)
+}
+
+// settle answers the callers, then pushes: whoever sent has its answer first.
+func (c *committer) settle(ctx context.Context, sends []*send, verdicts []verdict) {
+	var again []*send
+	var stale []int
+	for i, s := range sends {
+		v := verdicts[i]
+		if v.outcome == outcomeStale && s.tries < maxChecks {
+			stale = append(stale, i)
+			continue
+		}
+		a := answer{outcome: v.outcome, seq: v.seq, ordinal: v.ordinal, createdAt: v.createdAt}
+		if v.outcome == outcomeStale {
+			a = answer{outcome: outcomeFailed, err: permissionUnavailable()}
+		}
+		again = append(again, c.answer(ctx, s, a)...)
+	}
+	if len(stale) > 0 {
+		c.park(ctx, sends, verdicts, stale)
+	}
+	if len(again) > 0 {
+		c.queue.giveBack(again, 0)
+	}
+	for i, s := range sends {
+		if v := verdicts[i]; v.outcome == outcomeAppended {
+			c.pusher.entry(ctx, pair(v.low, v.high), s.entry(v))
+		}
+	}
+}
+
+// fail gives all the same error.
+func (c *committer) fail(ctx context.Context, sends []*send, err error) {
+	for _, s := range sends {
+		if again := c.answer(ctx, s, answer{outcome: outcomeFailed, err: err}); len(again) > 0 {
+			c.queue.giveBack(again, 0)
+		}
+	}
+}
+
+// answer answers a send and counts it. It returns who has to be judged again.
+func (c *committer) answer(ctx context.Context, s *send, a answer) []*send {
+	c.metrics.send(ctx, a.outcome)
+	return s.answer(a)
+}
+
+// park sets the stale ones of a batch aside, by conversation, and has privacy
+// asked. Every send of a conversation whose state is stale is among them, except
+// those that are in the log already, so the order within it is kept.
+func (c *committer) park(ctx context.Context, sends []*send, verdicts []verdict, stale []int) {
+	c.queue.mu.Lock()
+	defer c.queue.mu.Unlock()
+	for _, i := range stale {
+		s, v := sends[i], verdicts[i]
+		p := c.parked[s.conversationID]
+		if p == nil {
+			p = &parking{conversationID: s.conversationID, low: *v.low, high: *v.high, version: v.permissionVersion}
+			c.parked[s.conversationID] = p
+		}
+		s.tries++
+		p.sends = append(p.sends, s)
+	}
+	c.queue.held += len(stale)
+	if !c.checking {
+		c.checking = true
+		go c.check(ctx) // ends when nothing is parked; work waits for what is held
+	}
+}
+
+// check asks privacy for all that is parked, and again for what was parked
+// meanwhile, until nothing is.
+func (c *committer) check(ctx context.Context) {
+	for {
+		c.queue.mu.Lock()
+		var open []*parking
+		for _, p := range c.parked {
+			open = append(open, p)
+		}
+		if len(open) == 0 {
+			c.checking = false
+			c.queue.mu.Unlock()
+			return
+		}
+		c.queue.mu.Unlock()
+		c.release(ctx, open, c.ask(ctx, open))
+	}
+}
+
+// ask gets and stores privacy's answers. The time counts from before the question.
+func (c *committer) ask(ctx context.Context, open []*parking) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	at := c.appender.clock.Now()
+	checks := make([]PermissionCheck, 0, 2*len(open))
+	for _, p := range open {
+		checks = append(checks, PermissionCheck{p.low, p.high}, PermissionCheck{p.high, p.low})
+	}
+	allowed, err := c.permissions.CheckBatch(ctx, checks)
+	if err != nil {
+		return err
+	}
+	if len(allowed) != len(checks) {
+		return errors.New("privacy did not answer every check")
+	}
+	answers := make([]permission, len(open))
+	for i, p := range open {
+		answers[i] = permission{conversationID: p.conversationID, version: p.version, low: allowed[2*i], high: allowed[2*i+1]}
+	}
+	return c.appender.permit(ctx, at, answers)
+}
+
+// release puts the sends of answered conversations back to the front, or fails
+// them when privacy is away: that is neither a refusal nor a permission.
+func (c *committer) release(ctx context.Context, open []*parking, err error) {
+	if err != nil {
+		c.log.WarnContext(ctx, "permissions are not known", "conversations", len(open), "error", err)
+	}
+	c.queue.mu.Lock()
+	var sends []*send
+	for _, p := range open {
+		delete(c.parked, p.conversationID)
+		sends = append(sends, p.sends...)
+	}
+	if err == nil {
+		// Under the lock: a send that is taken from now on must not overtake these.
+		c.queue.giveBackLocked(sends, len(sends))
+		c.queue.mu.Unlock()
+		return
+	}
+	c.queue.mu.Unlock()
+	c.fail(ctx, sends, permissionUnavailable())
+	c.queue.giveBack(nil, len(sends))
+}
+
+func permissionUnavailable() error {
+	return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+		"it is not known whether you may write to this person"), overloadedRetry)
+}

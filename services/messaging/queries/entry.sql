@@ -1,0 +1,37 @@
+-- A run of the log, the oldest first. The spans turn the seqs into times, by which
+-- only the partitions that hold the run are read.
+-- name: EntryRange :many
+SELECT e.seq, e.ordinal, e.kind, e.sender_id, e.created_at, e.client_message_id, e.payload
+FROM entry AS e
+WHERE e.conversation_id = @conversation_id
+  AND e.seq >= @from_seq AND e.seq <= @to_seq
+  AND e.created_at >= (
+      SELECT max(s.from_time) FROM entry_span AS s
+      WHERE s.conversation_id = @conversation_id AND s.from_seq <= @from_seq
+  )
+  AND e.created_at <= coalesce(
+      (SELECT min(s.from_time) FROM entry_span AS s
+       WHERE s.conversation_id = @conversation_id AND s.from_seq > @to_seq),
+      (SELECT c.last_at FROM conversation AS c WHERE c.id = @conversation_id)
+  )
+ORDER BY e.seq;
+
+-- Single entries with the people of their conversations, to push them again.
+-- Young ones only: the time bound prunes.
+-- name: EntryRecovered :many
+SELECT e.conversation_id, e.seq, e.ordinal, e.kind, e.sender_id, e.created_at, e.client_message_id, e.payload,
+    c.direct_low, c.direct_high
+FROM (SELECT unnest(@conversation_ids::uuid[]) AS conversation_id, unnest(@seqs::bigint[]) AS seq) AS k
+JOIN conversation AS c ON c.id = k.conversation_id
+JOIN entry AS e ON e.conversation_id = k.conversation_id AND e.seq = k.seq AND e.created_at >= @since
+ORDER BY e.conversation_id, e.seq;
+
+-- name: SendKeyPrune :execrows
+DELETE FROM send_key
+WHERE (sender_id, client_message_id) IN (
+    SELECT k.sender_id, k.client_message_id FROM send_key AS k
+    WHERE k.created_at < @before
+    ORDER BY k.created_at
+    LIMIT @batch_size
+    FOR UPDATE SKIP LOCKED
+);

@@ -1,0 +1,15 @@
+package messaging
+
+import "time"
+
+// settings are the variables PARLEY_MESSAGING_… beside those that every service has.
+type settings struct {
+	Committers  int `env:"COMMITTERS" default:"3" min:"1" max:"16" doc:"Transactions of sends that one replica runs at once."`
+	CommitBatch int `env:"COMMIT_BATCH" default:"128" min:"1" max:"1024" doc:"The most sends in one transaction."`
+	CommitQueue int `env:"COMMIT_QUEUE" default:"4096" min:"1" max:"1000000" doc:"The most sends that wait for one committer; beyond it OVERLOADED."`
+	// At most a second: so long may a receipt be lost in a crash.
+	ReceiptInterval time.Duration `env:"RECEIPT_INTERVAL" default:"500ms" min:"1ms" max:"1s" doc:"For how long watermarks are gathered before they are stored."`
+	// An operator raises it after restoring a backup that no other sign of the
+	// database tells: every client then starts Sync from the beginning.
+	SyncEpoch int64 `env:"SYNC_EPOCH" default:"0" min:"0" doc:"Raise it by one after restoring a backup into the same database cluster."`
+}
