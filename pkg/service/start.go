@@ -235,7 +235,6 @@ func (s *starting) group() *lifecycle.Group {
 	g.OnStop(lifecycle.Intake, "rpc server", rt.server.Drain)
 
 	g.Add(lifecycle.Listen, "revocations", s.followRevocations)
-	g.Add(lifecycle.Listen, "stream", s.keepStream)
 	if len(rt.listeners) > 0 {
 		g.Add(lifecycle.Listen, "listeners", s.runListeners)
 	}

@@ -11,10 +11,7 @@ import (
 	"github.com/parleychat/parley/pkg/postgres"
 )
 
-const (
-	prepareTimeout = 10 * time.Second
-	streamRetry    = 2 * time.Second
-)
+const prepareTimeout = 10 * time.Second
 
 // addChecks says what the process needs to be ready. Only the database is needed
 // all the time. NATS has to have been there once, for the stream and the past
@@ -47,27 +44,6 @@ func (s *starting) followRevocations(ctx context.Context) error {
 
 // runListeners serves the listeners of the service.
 func (s *starting) runListeners(ctx context.Context) error { return s.listeners.Run(ctx) }
-
-// keepStream makes the service's own stream, so that those who follow it find it
-// before the first event. Publishing makes a stream that is lost later.
-func (s *starting) keepStream(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-		}
-		_, err := s.rt.Bus.EnsureStream(ctx, s.rt.Name)
-		if err == nil {
-			<-ctx.Done()
-			return nil
-		}
-		s.rt.Log.Debug("the event stream is not there yet", "error", err)
-		timer.Reset(streamRetry)
-	}
-}
 
 // runJobs runs the jobs of the service and those of the runtime.
 func (s *starting) runJobs(ctx context.Context) error { return s.jobs.Run(ctx) }

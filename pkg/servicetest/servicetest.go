@@ -208,11 +208,22 @@ func (h *Harness) Add(def service.Definition) *Instance {
 
 func (h *Harness) launch(def service.Definition, l net.Listener) *Instance {
 	h.t.Helper()
+	in, err := h.start(def, l)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.keep(def.Name, in)
+	return in
+}
+
+// start starts a replica with connections of its own, as a process has them.
+func (h *Harness) start(def service.Definition, l net.Listener) (*Instance, error) {
+	h.t.Helper()
 	log := h.log.With("instance", len(h.Instances(def.Name)))
-	in := &Instance{name: def.Name, Admin: admin.New(log, nil)}
 	bus, redis := h.connect(def.Name), h.redis(def.Name)
-	in.close = func() { redis.Close(); bus.Close() }
-	running, err := service.Start(h.ctx(), def, service.Deps{
+	in := &Instance{name: def.Name, Admin: admin.New(log, nil), close: func() { redis.Close(); bus.Close() }}
+	var err error
+	in.Running, err = service.Start(h.ctx(), def, service.Deps{
 		Database: postgres.Config{URL: h.db.URL(def.Name), MaxConns: 16, ApplicationName: def.Name},
 		Bus:      bus, Redis: redis, Dialer: h.dialer,
 		UserKeys: h.userKeys(), Issuer: Issuer, Audience: Audience, TokenLife: TokenLife,
@@ -223,20 +234,24 @@ func (h *Harness) launch(def service.Definition, l net.Listener) *Instance {
 	})
 	if err != nil {
 		in.close()
-		h.t.Fatalf("start %s: %v", def.Name, err)
+		return nil, err
 	}
-	in.Running = running
+	return in, nil
+}
+
+// keep makes a started replica known and has it stopped with the test.
+func (h *Harness) keep(name string, in *Instance) {
+	h.t.Helper()
 	in.Admin.Started()
-	in.backend = h.dialer.add(def.Name, running)
+	in.backend = h.dialer.add(name, in.Running)
 	h.mu.Lock()
-	h.instances[def.Name] = append(h.instances[def.Name], in)
+	h.instances[name] = append(h.instances[name], in)
 	h.mu.Unlock()
 	h.t.Cleanup(func() {
 		if err := in.Stop(); err != nil {
-			h.t.Errorf("stop %s: %v", def.Name, err)
+			h.t.Errorf("stop %s: %v", name, err)
 		}
 	})
-	return in
 }
 
 // Stop ends the replica in the orderly way and closes its connections.
@@ -318,4 +333,17 @@ func describe(s admin.Status) string {
 		why = append(why, errors.New(name+": "+result))
 	}
 	return errors.Join(why...).Error()
+}
+
+// StartFails starts one service that is expected to refuse, and returns why.
+func StartFails(t testing.TB, opts Options, def service.Definition) error {
+	t.Helper()
+	h := newHarness(t, opts)
+	h.prepareServers([]service.Definition{def})
+	in, err := h.start(def, h.listen(def.Name))
+	if err == nil {
+		h.keep(def.Name, in)
+		t.Fatalf("%s has started", def.Name)
+	}
+	return err
 }
