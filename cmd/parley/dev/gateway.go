@@ -1,0 +1,97 @@
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/parleychat/parley/gateway"
+	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/config"
+	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/token"
+)
+
+// gatewayPrefix begins the gateway's variables.
+const gatewayPrefix = "PARLEY_GATEWAY_"
+
+// gatewayDefaults make a gateway for one developer: no limits for this machine,
+// and an end that does not wait for clients to move elsewhere.
+var gatewayDefaults = []string{
+	gatewayPrefix + "LIMIT_EXEMPT=127.0.0.0/8,::1/128",
+	gatewayPrefix + "SOCKET_DRAIN_WINDOW=500ms",
+	gatewayPrefix + "SOCKET_RESYNC_WINDOW=500ms",
+}
+
+// startGateway starts the gateway as its own program does.
+func (p *process) startGateway(ctx context.Context) error {
+	settings := config.NewSource(gatewayPrefix, append(gatewayDefaults, p.environ...))
+	var cfg gateway.Config
+	if err := errors.Join(settings.Load(&cfg), settings.Unknown()); err != nil {
+		return err
+	}
+	bus, err := p.connect(ctx, "gateway")
+	if err != nil {
+		return err
+	}
+	revoked := token.NewRevocations(clock.System(), tokenLife)
+	g, err := gateway.New(ctx, cfg, gateway.Deps{
+		Dialer: p.services, NATS: bus.Conn(),
+		Verifier:    token.NewVerifier(p.userKeys(), revoked, clock.System(), issuer, audience),
+		Revocations: revoked, Clock: clock.System(), Log: p.log.With("service", "gateway"),
+	})
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", p.o.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for the gateway (another place by --listen): %w", err)
+	}
+	p.ready.Gateway = "http://" + listener.Addr().String()
+	p.ready.Socket = strings.Replace(p.ready.Gateway, "http", "ws", 1) + "/v1/ws"
+	p.admin.AddCheck("gateway", admin.Always, g.Ready)
+	p.admin.AddCheck("gateway revocations", admin.Once, func(context.Context) error { return caughtUp(revoked) })
+	p.runGateway(ctx, g, listener, revoked, bus)
+	return nil
+}
+
+// runGateway runs the gateway and what feeds it until the process stops.
+func (p *process) runGateway(ctx context.Context, g *gateway.Gateway, l net.Listener, revoked *token.Revocations, bus *event.Bus) {
+	running, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	var err error // set before done is closed
+	go func() {
+		defer close(done)
+		defer stop()
+		var group errgroup.Group
+		group.Go(func() error { defer stop(); return g.Run(running, l) })
+		group.Go(func() error { defer stop(); return ended(running, revoked.Follow(running, bus)) })
+		err = group.Wait()
+	}()
+	why := func() error { <-done; return err }
+	p.onStop(func() error { p.admin.Drain(); stop(); return why() })
+	p.watch("gateway", done, why)
+}
+
+// ended takes the error of something that ends when ctx does for none.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func caughtUp(revoked *token.Revocations) error {
+	select {
+	case <-revoked.Ready():
+		return nil
+	default:
+		return errors.New("the revocations are not read yet")
+	}
+}
