@@ -200,6 +200,9 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if err := s.writer.Write(w, r, err); err != nil {
 		s.log.DebugContext(r.Context(), "write RPC error", "error", err)
 	}
+	if out, ok := w.(*completing); ok {
+		out.finish() // the error is held back there
+	}
 }
 
 // errForced is why contexts are canceled when running calls outlast the grace.
