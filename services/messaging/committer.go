@@ -102,7 +102,7 @@ func (c *committer) process(ctx context.Context, batch []*send) {
 	if len(sends) == 0 {
 		return
 	}
-	started := time.Now()
+	started := time.Now() //nolint:forbidigo // a duration, for a metric
 	if linked := links(sends); len(linked) > 0 {
 		// A child of the first sampled call, so that it is sampled too.
 		var span trace.Span
@@ -111,7 +111,7 @@ func (c *committer) process(ctx context.Context, batch []*send) {
 		defer span.End()
 	}
 	c.commit(ctx, sends)
-	c.metrics.batch(ctx, len(sends), time.Since(started))
+	c.metrics.batch(ctx, len(sends), time.Since(started)) //nolint:forbidigo // as above
 }
 
 // admit leaves out whose caller has gone, and who has the key of another send of

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/identity"
 	"github.com/parleychat/parley/pkg/outbox"
 	"github.com/parleychat/parley/pkg/rpc"
@@ -95,6 +96,7 @@ type receipts struct {
 	outbox   *outbox.Outbox
 	pusher   *pusher
 	metrics  *metrics
+	clock    clock.Clock
 	log      *slog.Logger
 	interval time.Duration
 
@@ -104,20 +106,19 @@ type receipts struct {
 	wake  chan struct{}
 }
 
-func newReceipts(o *outbox.Outbox, p *pusher, m *metrics, log *slog.Logger, interval time.Duration) *receipts {
+func newReceipts(o *outbox.Outbox, p *pusher, m *metrics, c clock.Clock, log *slog.Logger, interval time.Duration) *receipts {
 	return &receipts{
-		outbox: o, pusher: p, metrics: m, log: log, interval: interval,
+		outbox: o, pusher: p, metrics: m, clock: c, log: log, interval: interval,
 		marks: map[place]mark{}, known: map[place]time.Time{}, wake: make(chan struct{}, 1),
 	}
 }
 
-// member says that the place is known to be a member's. Its age is measured by the
-// process's own monotonic time.
+// member says that the place is known to be a member's.
 func (r *receipts) member(key place) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	until, ok := r.known[key]
-	return ok && time.Now().Before(until)
+	return ok && r.clock.Now().Before(until)
 }
 
 func (r *receipts) remember(key place) {
@@ -129,7 +130,7 @@ func (r *receipts) remember(key place) {
 		}
 		delete(r.known, old)
 	}
-	r.known[key] = time.Now().Add(knownLife)
+	r.known[key] = r.clock.Now().Add(knownLife)
 }
 
 // add raises what the next flush will store.

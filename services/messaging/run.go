@@ -41,7 +41,7 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 	push := &pusher{realtime: rt.Realtime, metrics: m, log: rt.Log}
 	s := &Service{
 		queries: db.New(rt.DB), outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, pusher: push,
-		receipts: newReceipts(rt.Outbox, push, m, rt.Log, cfg.ReceiptInterval),
+		receipts: newReceipts(rt.Outbox, push, m, rt.Clock, rt.Log, cfg.ReceiptInterval),
 		syncs:    newSyncer(db.New(rt.DB), m, cfg.SyncEpoch),
 	}
 	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}

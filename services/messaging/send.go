@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"time"
 
@@ -93,11 +94,11 @@ func (s *send) answer(a answer) (others []*send) {
 	s.done <- a // room for one, and sent once
 	for _, f := range s.followers {
 		switch {
-		case string(f.hash) == string(s.hash) && a.outcome == outcomeAppended:
-			a := a
-			a.outcome = outcomeRepeated
-			others = append(others, f.answer(a)...)
-		case string(f.hash) == string(s.hash):
+		case bytes.Equal(f.hash, s.hash) && a.outcome == outcomeAppended:
+			repeated := a
+			repeated.outcome = outcomeRepeated
+			others = append(others, f.answer(repeated)...)
+		case bytes.Equal(f.hash, s.hash):
 			others = append(others, f.answer(a)...)
 		case a.outcome.stored():
 			others = append(others, f.answer(answer{outcome: outcomeReused})...)
