@@ -71,7 +71,13 @@ func (br *Barrier) Wait(ctx context.Context, timeout time.Duration) barrierv1.Pr
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return barrierv1.Propagation_PROPAGATION_PENDING
+	// Of two that are ready, select takes either; complete is complete.
+	select {
+	case <-br.done:
+		return barrierv1.Propagation_PROPAGATION_COMPLETE
+	default:
+		return barrierv1.Propagation_PROPAGATION_PENDING
+	}
 }
 
 // Close forgets the barrier. It may be called more than once.

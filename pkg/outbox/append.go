@@ -27,6 +27,6 @@ func (o *Outbox) Append(ctx context.Context, tx pgx.Tx, events ...*eventv1.Event
 	if _, err := tx.Exec(ctx, insertSQL, row.ID, row.CreatedAt, row.Envelopes); err != nil {
 		return fmt.Errorf("insert into outbox: %w", err)
 	}
-	event.AfterCommit(ctx, func() { o.Committed(ctx, row, nil) })
+	event.AfterCommit(ctx, func() { o.Committed(row, nil) })
 	return nil
 }

@@ -45,7 +45,10 @@ type Outbox struct {
 
 	queue chan Row
 	wake  chan struct{}
-	left  atomic.Int64 // rows left to the relay, not yet added to the metric
+	gate  chan struct{} // closed once the stream was looked at
+	left  atomic.Int64  // rows left to the relay, not yet added to the metric
+
+	gateOnce sync.Once
 
 	mu            sync.Mutex
 	inFlight      map[uuid.UUID]time.Time // own rows between commit and mark, by created_at
@@ -70,6 +73,7 @@ func New(pool *pgxpool.Pool, bus *event.Bus, service string, c clock.Clock, log 
 		metrics:  newMetrics(service, log),
 		queue:    make(chan Row, o.queueRows),
 		wake:     make(chan struct{}, 1),
+		gate:     make(chan struct{}),
 		inFlight: map[uuid.UUID]time.Time{},
 		broken:   map[uuid.UUID]struct{}{},
 	}

@@ -52,6 +52,10 @@ type sentRow struct {
 
 // publish sends the rows of the queue, without waiting for acknowledgements.
 func (o *Outbox) publish(ctx context.Context, sent chan<- sentRow) {
+	select {
+	case <-o.gate:
+	case <-ctx.Done():
+	}
 	for {
 		select {
 		case <-ctx.Done():

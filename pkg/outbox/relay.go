@@ -37,7 +37,7 @@ func (o *Outbox) relay(ctx context.Context) {
 	limiter := rate.NewLimiter(rate.Limit(o.opts.relayRate), max(o.opts.relayRate, o.opts.relayBatch))
 	var counted time.Time
 	for {
-		if o.bus.Connected() {
+		if o.bus.Connected() && o.gateOpen() {
 			o.claimAll(ctx, limiter)
 		}
 		if n := o.left.Swap(0); n > 0 {

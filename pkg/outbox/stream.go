@@ -74,8 +74,23 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 	o.mu.Lock()
 	o.streamCreated = created
 	o.mu.Unlock()
+	o.openGate()
 	o.nudge()
 	return nil
+}
+
+// openGate lets rows be published: the stream was looked at once. Rows published
+// before that look would count as those of a lost stream, and go out twice.
+func (o *Outbox) openGate() { o.gateOnce.Do(func() { close(o.gate) }) }
+
+// gateOpen tells whether rows may be published.
+func (o *Outbox) gateOpen() bool {
+	select {
+	case <-o.gate:
+		return true
+	default:
+		return false
+	}
 }
 
 // execer is a pool or a transaction.
