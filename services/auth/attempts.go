@@ -1,0 +1,249 @@
+package auth
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/redis/rueidis"
+
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/rpc"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+)
+
+const (
+	// attemptWindow is how long failures count, from the first of them.
+	attemptWindow = 15 * time.Minute
+	// attemptLease is how long an attempt under way holds its place when the process that runs it dies.
+	attemptLease = 30 * time.Second
+	// busyRetryAfter is the advice when only attempts under way are in the way.
+	busyRetryAfter = time.Second
+	// redisPatience is the longest wait for Redis before this process counts alone.
+	redisPatience = 250 * time.Millisecond
+	// localSubjects bounds the memory of counting alone: about 100 bytes each.
+	localSubjects = 50_000
+)
+
+//go:embed attempts.lua
+var attemptsScript string
+
+// attempts limits how often a password may be guessed. An attempt takes its place before the password is
+// compared and tells afterwards how it went, so a thousand guesses at the same moment are not a
+// thousand allowed ones. All replicas count together in Redis; while Redis is away each counts alone in
+// memory: a guesser then gets the limit once per replica, and nobody is locked out.
+type attempts struct {
+	redis  rueidis.Client
+	script *rueidis.Lua
+	clock  clock.Clock
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	local map[string]attemptCount
+}
+
+// newAttempts takes a nil client when the deployment has no Redis.
+func newAttempts(redis rueidis.Client, clk clock.Clock, log *slog.Logger) *attempts {
+	return &attempts{
+		redis: redis, script: rueidis.NewLuaScript(attemptsScript), clock: clk, log: log,
+		local: map[string]attemptCount{},
+	}
+}
+
+// subject is what is counted: an account's name or an address.
+type subject struct {
+	key   string
+	limit int
+	// forgiven: a success forgets the failures before it. True for accounts; an address could
+	// otherwise buy itself new guesses with an account of its own.
+	forgiven bool
+}
+
+// attempt is one that may go on. It must be settled once.
+type attempt struct {
+	of       *attempts
+	subjects []subject
+	shared   bool
+}
+
+// begin takes a place with every subject, or with none and returns RATE_LIMITED.
+func (a *attempts) begin(ctx context.Context, subjects ...subject) (*attempt, error) {
+	taken := &attempt{of: a, shared: a.redis != nil}
+	for _, s := range subjects {
+		if s.limit <= 0 {
+			continue
+		}
+		verdict, err := a.step(ctx, taken.shared, s, stepOpen, 0)
+		if err != nil {
+			// Places taken in Redis so far run out by their lease; from here on this attempt counts here.
+			a.log.WarnContext(ctx, "attempts are counted by this process alone", "error", err)
+			taken.shared = false
+			verdict = a.stepLocal(a.clock.Now(), s, stepOpen, 0)
+		}
+		if verdict.code != attemptAllowed {
+			taken.settle(ctx, attemptVoid)
+			return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted,
+				errorv1.Reason_REASON_RATE_LIMITED, "too many attempts, try again later"), verdict.wait)
+		}
+		taken.subjects = append(taken.subjects, s)
+	}
+	return taken, nil
+}
+
+// attemptResult is how an attempt ended.
+type attemptResult int
+
+const (
+	// attemptVoid: nothing was compared. It counts for nothing.
+	attemptVoid attemptResult = iota
+	attemptFailed
+	attemptSucceeded
+)
+
+// settle gives the places back and counts. It goes on after the caller has left: who hangs up early must
+// not guess for free.
+func (t *attempt) settle(ctx context.Context, result attemptResult) {
+	ctx = context.WithoutCancel(ctx)
+	for _, s := range t.subjects {
+		add := 0
+		switch {
+		case result == attemptFailed:
+			add = 1
+		case result == attemptSucceeded && s.forgiven:
+			add = clearFailures
+		}
+		if _, err := t.of.step(ctx, t.shared, s, stepClose, add); err != nil {
+			// Redis went away in between: the failure must count all the same.
+			t.of.log.WarnContext(ctx, "an attempt is counted by this process alone", "error", err)
+			t.of.stepLocal(t.of.clock.Now(), s, stepClose, add)
+		}
+	}
+}
+
+const (
+	stepOpen  = "open"
+	stepClose = "close"
+	// clearFailures as the number to add sets it to zero.
+	clearFailures = -1
+)
+
+// attemptVerdict is the answer to an opening.
+type attemptVerdict struct {
+	code int64
+	wait time.Duration
+}
+
+const (
+	attemptAllowed int64 = 0
+	attemptRefused int64 = 1
+	// attemptBusy: those under way fill the limit; most will give their place back.
+	attemptBusy int64 = 2
+)
+
+func (a *attempts) step(ctx context.Context, shared bool, s subject, step string, add int) (attemptVerdict, error) {
+	now := a.clock.Now()
+	if !shared {
+		return a.stepLocal(now, s, step, add), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, redisPatience)
+	defer cancel()
+	reply, err := a.script.Exec(ctx, a.redis, []string{"auth:attempts:" + s.key}, []string{
+		step, millis(now.UnixMilli()), millis(attemptWindow.Milliseconds()), millis(attemptLease.Milliseconds()),
+		strconv.Itoa(s.limit), strconv.Itoa(add),
+	}).AsIntSlice()
+	if err != nil {
+		return attemptVerdict{}, fmt.Errorf("count an attempt in Redis: %w", err)
+	}
+	if len(reply) != 2 {
+		return attemptVerdict{}, errors.New("count an attempt in Redis: the script answered out of shape")
+	}
+	return attemptVerdict{code: reply[0], wait: time.Duration(reply[1]) * time.Millisecond}, nil
+}
+
+func millis(n int64) string { return strconv.FormatInt(n, 10) }
+
+func (a *attempts) stepLocal(now time.Time, s subject, step string, add int) attemptVerdict {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	count, known := a.local[s.key]
+	if !known && len(a.local) >= localSubjects {
+		a.makeRoom(now)
+	}
+	var verdict attemptVerdict
+	if step == stepOpen {
+		count, verdict = count.opened(now, s.limit)
+	} else {
+		count = count.closed(now, add)
+	}
+	a.local[s.key] = count
+	return verdict
+}
+
+// makeRoom drops what has run out, else any one: memory stays bounded under a flood of invented names, at
+// the price that one name is forgotten while Redis is away.
+func (a *attempts) makeRoom(now time.Time) {
+	for key, count := range a.local {
+		if now.Sub(count.start) >= attemptWindow && now.Sub(count.newest) >= attemptLease {
+			delete(a.local, key)
+		}
+	}
+	for key := range a.local {
+		if len(a.local) < localSubjects {
+			return
+		}
+		delete(a.local, key)
+	}
+}
+
+// attemptCount is the state of one subject. attempts.lua holds the same rules, step for step; one test
+// runs both.
+type attemptCount struct {
+	start  time.Time
+	failed int
+	open   int
+	newest time.Time
+}
+
+// fresh forgets what has run out.
+func (c attemptCount) fresh(now time.Time) attemptCount {
+	if now.Sub(c.start) >= attemptWindow {
+		c.start, c.failed = now, 0
+	}
+	if now.Sub(c.newest) >= attemptLease {
+		c.open = 0
+	}
+	return c
+}
+
+func (c attemptCount) opened(now time.Time, limit int) (attemptCount, attemptVerdict) {
+	c = c.fresh(now)
+	if c.failed >= limit {
+		return c, attemptVerdict{code: attemptRefused, wait: c.start.Add(attemptWindow).Sub(now)}
+	}
+	if c.failed+c.open >= limit {
+		return c, attemptVerdict{code: attemptBusy, wait: busyRetryAfter}
+	}
+	if c.failed == 0 {
+		c.start = now
+	}
+	c.open++
+	c.newest = now
+	return c, attemptVerdict{}
+}
+
+func (c attemptCount) closed(now time.Time, add int) attemptCount {
+	c = c.fresh(now)
+	c.open = max(c.open-1, 0)
+	if add == clearFailures {
+		c.failed = 0
+	} else {
+		c.failed += add
+	}
+	return c
+}
