@@ -191,7 +191,9 @@ func (s *Server) route(path string) http.Handler {
 		return h
 	}
 	if i := strings.LastIndexByte(path, '/'); i > 0 {
-		return s.routes[path[:i+1]]
+		if _, known := Methods()[path]; known {
+			return s.routes[path[:i+1]]
+		}
 	}
 	return nil
 }

@@ -149,6 +149,10 @@ func parse(raw, typ string) (*jose.JSONWebSignature, string, error) {
 	if len(raw) == 0 || len(raw) > maxSize {
 		return nil, "", fmt.Errorf("%w: bad size", ErrInvalid)
 	}
+	// The library skips white space; one token shall have one spelling.
+	if strings.ContainsAny(raw, " \t\r\n") {
+		return nil, "", fmt.Errorf("%w: white space", ErrInvalid)
+	}
 	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.EdDSA})
 	if err != nil {
 		// The parser's error may quote the token, so it is not wrapped.
