@@ -27,9 +27,9 @@ func (p *pending) perform() ([]byte, kind) {
 	ctx, span := g.tracer.Start(p.ctx, strings.TrimPrefix(p.route.Procedure, "/"),
 		trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attribute.String("transport", "socket")))
 	defer span.End()
-	header := http.Header{
-		"Authorization":   {"Bearer " + p.token},
-		"X-Forwarded-For": {p.c.address},
+	header := http.Header{"Authorization": {"Bearer " + p.token}}
+	if p.c.address.IsValid() {
+		header["X-Forwarded-For"] = []string{p.c.address.String()}
 	}
 	g.propagator.Inject(ctx, propagation.HeaderCarrier(header))
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ type connection struct {
 	ws      *websocket.Conn
 	format  format
 	source  *source
-	address string // of the client, for the services' logs
+	address netip.Addr // of the client, for the services' logs
 	opened  time.Time
 	entry   wheelEntry
 

@@ -101,7 +101,9 @@ func (g *Gateway) proxyTo(backend rpc.Backend) *httputil.ReverseProxy {
 					p.Out.Header.Del(name)
 				}
 			}
-			p.Out.Header.Set("X-Forwarded-For", g.admission.addressOf(p.In).String())
+			if address := g.admission.addressOf(p.In); address.IsValid() {
+				p.Out.Header.Set("X-Forwarded-For", address.String())
+			}
 			p.Out.Header.Set("X-Forwarded-Host", p.In.Host)
 			g.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
 		},

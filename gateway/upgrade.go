@@ -68,7 +68,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	c := &connection{
 		gw: g, ws: ws, format: formatOf(ws.Subprotocol()), source: source,
-		address: address.String(), opened: time.Now(),
+		address: address, opened: time.Now(),
 	}
 	ws.SetPingHandler(c.onPing)
 	ws.SetPongHandler(c.onPong)
