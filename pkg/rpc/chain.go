@@ -95,8 +95,11 @@ func isAbort(r any) bool {
 // deadline caps the caller's deadline, or sets ours if it named none.
 func (s *Server) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := s.cfg.DefaultTimeout
-	if _, ok := ctx.Deadline(); ok {
-		limit = s.cfg.MaxTimeout // an earlier deadline of the caller stays
+	if d, ok := ctx.Deadline(); ok {
+		limit = s.cfg.MaxTimeout
+		if time.Until(d) <= limit {
+			return ctx, func() {} // a second timer would only cost
+		}
 	}
 	return context.WithTimeout(ctx, limit)
 }

@@ -7,9 +7,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -103,6 +105,7 @@ func incoming(ctx context.Context, r *http.Request) *http.Request {
 	if in.Header == nil {
 		in.Header = make(http.Header)
 	}
+	dropTimeout(ctx, in.Header)
 	if in.Host == "" {
 		in.Host = r.URL.Host
 	}
@@ -113,6 +116,24 @@ func incoming(ctx context.Context, r *http.Request) *http.Request {
 	in.RequestURI = r.URL.RequestURI()
 	in.RemoteAddr = "in-process"
 	return in
+}
+
+// dropTimeout takes the deadline out of the header if the context ends the call
+// at the same time or sooner: the handler has that context, and a second timer
+// would be a fifth of the cost of the call. A proxy's header may be shorter than
+// its context; then it stays.
+func dropTimeout(ctx context.Context, h http.Header) {
+	values := h["Connect-Timeout-Ms"]
+	deadline, bounded := ctx.Deadline()
+	if !bounded || len(values) != 1 {
+		return
+	}
+	// The header was written some microseconds ago and cut to milliseconds.
+	const slack = 5 * time.Millisecond
+	ms, err := strconv.ParseInt(values[0], 10, 64)
+	if err == nil && len(values[0]) <= 10 && time.Until(deadline) <= time.Duration(ms)*time.Millisecond+slack {
+		delete(h, "Connect-Timeout-Ms")
+	}
 }
 
 // isolated passes on the end of a context and none of its values: who the caller

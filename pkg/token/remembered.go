@@ -16,6 +16,16 @@ const (
 	sweepStep = 4
 )
 
+// digest is the key of a token. Tokens of our size are hashed without a copy on
+// the heap.
+func digest(raw string) [sha256.Size]byte {
+	var buf [1024]byte
+	if len(raw) > len(buf) {
+		return sha256.Sum256([]byte(raw))
+	}
+	return sha256.Sum256(buf[:copy(buf[:], raw)])
+}
+
 // remembered keeps the result of verifying a token until the token expires, by
 // the SHA-256 of the token, never by the token itself. It is bounded: a full
 // shard forgets what it happens to meet first, which costs one signature check.

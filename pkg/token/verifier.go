@@ -3,7 +3,6 @@ package token
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -57,7 +56,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 		return Claims{}, fmt.Errorf("%w: bad size", ErrInvalid)
 	}
 	now := v.clock.Now()
-	sum := sha256.Sum256([]byte(raw))
+	sum := digest(raw)
 	claims, ok := v.seen.get(sum, now)
 	if !ok {
 		var err error
