@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-
-	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
 // balancer spreads the calls to one service over its addresses in turn. It skips
@@ -93,8 +91,10 @@ func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
+// errAway has a code and no reason, so that a server whose handler passes it on
+// logs it and tells its own caller nothing of our addresses.
 func errAway(service string, cause error) error {
-	return Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE, "service %s cannot be reached: %w", service, cause)
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("service %s cannot be reached: %w", service, cause))
 }
 
 // pick returns the next endpoint in turn that is up and is not the one just

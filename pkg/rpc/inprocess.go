@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,10 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"connectrpc.com/connect"
-
-	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
 // InProcess is the Dialer of services that live in one process. A call runs the
@@ -49,6 +46,9 @@ func (p *InProcess) handler(service string) http.Handler {
 	return p.services[service]
 }
 
+// errNotRegistered: the service has not started yet, or never will.
+var errNotRegistered = errors.New("it is not in this process")
+
 type inProcessTransport struct {
 	registry *InProcess
 	service  string
@@ -63,7 +63,7 @@ func (t *inProcessTransport) RoundTrip(r *http.Request) (*http.Response, error) 
 	h := t.registry.handler(t.service)
 	if h == nil {
 		closeBody(r)
-		return nil, Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE, "service %s is not there yet", t.service)
+		return nil, errAway(t.service, errNotRegistered)
 	}
 	if isUnary(r) {
 		return roundTripUnary(h, r)

@@ -8,10 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
-
-	"connectrpc.com/connect"
-
-	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
 // RemoteConfig tunes the balancing client; zero values have the defaults.
@@ -88,8 +84,12 @@ type noBackend string
 
 func (n noBackend) RoundTrip(r *http.Request) (*http.Response, error) {
 	closeBody(r)
-	return nil, Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE, "no address of service %s is configured", string(n))
+	return nil, errAway(string(n), errNotConfigured)
 }
 
-// errNoEndpoint: names are known but no address.
-var errNoEndpoint = errors.New("no address of the service is known")
+var (
+	// errNotConfigured: the configuration has no address for the service.
+	errNotConfigured = errors.New("no address is configured")
+	// errNoEndpoint: the names are configured, but no address of theirs is known.
+	errNoEndpoint = errors.New("its name gives no address")
+)

@@ -48,8 +48,13 @@ var (
 	idPassesOn = uuid.MustParse("00000000-0000-7000-8000-000000000008").String()
 )
 
+var idCallee = uuid.MustParse("00000000-0000-7000-8000-000000000009").String()
+
 // people is a hand-made UserService.
-type people struct{ hanging chan struct{} }
+type people struct {
+	hanging chan struct{}
+	callee  connect.HTTPClient // a service that is away
+}
 
 var _ userv1connect.UserServiceHandler = (*people)(nil)
 
@@ -81,6 +86,11 @@ func (p *people) GetUser(ctx context.Context, req *userv1.GetUserRequest) (*user
 			wire.AddDetail(d)
 		}
 		return nil, wire
+	}
+	if req.GetUserId() == idCallee {
+		_, err := userv1connect.NewUserServiceClient(p.callee, "http://away", rpc.ClientOptions(nil, "away")...).
+			GetUser(ctx, &userv1.GetUserRequest{})
+		return nil, fmt.Errorf("ask the service away: %w", err)
 	}
 	caller := identity.From(ctx)
 	return &userv1.GetUserResponse{User: &userv1.User{Id: caller.UserID.String(), DisplayName: caller.Role.String()}}, nil
@@ -153,6 +163,10 @@ func newWorld(t testing.TB, opts ...option) *world {
 	require.NoError(t, w.server.Handle(authv1connect.NewAuthServiceHandler(accounts{}, w.server.Options()...)))
 	w.dialer = rpc.NewInProcess()
 	w.dialer.Register("auth", w.server.Handler())
+	nobody, err := rpc.Remote(map[string]string{"away": "http://127.0.0.1:1"}, rpc.RemoteConfig{})
+	require.NoError(t, err)
+	t.Cleanup(nobody.Close)
+	w.people.callee = nobody.Backend("away").HTTP
 	w.serve(t)
 	return w
 }
