@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -151,18 +152,22 @@ func (c *Conn) Close() error {
 // Cut drops the TCP connection without a word, as a lost network does.
 func (c *Conn) Cut() { c.fail(net.ErrClosed) }
 
-// Renew prolongs the connection with a newer token of the same session.
-func (c *Conn) Renew(ctx context.Context, token string) error {
+// Renew prolongs the connection with a newer token of the same session. It
+// returns the new Welcome.
+func (c *Conn) Renew(ctx context.Context, token string) (*realtimev1.Welcome, error) {
 	frame, err := c.roundTrip(ctx, &realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Authenticate{
 		Authenticate: &realtimev1.Authenticate{AccessToken: token},
 	}})
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if e := frame.GetReply().GetError(); e != nil {
+		return nil, replyError(e)
 	}
 	if frame.GetWelcome() == nil {
-		return errors.New("renewal was not answered by Welcome")
+		return nil, errors.New("renewal was not answered by Welcome")
 	}
-	return nil
+	return frame.GetWelcome(), nil
 }
 
 // Ping asks the server for a sign of life.
@@ -175,15 +180,41 @@ func (c *Conn) Ping(ctx context.Context) error {
 // *connect.Error as over HTTP; unavailable when the connection ended before the
 // answer, so the outcome is unknown.
 func (c *Conn) Call(ctx context.Context, procedure, lane string, req, res proto.Message) error {
+	p, err := c.Begin(ctx, procedure, lane, req)
+	if err != nil {
+		return err
+	}
+	return p.Wait(ctx, res)
+}
+
+// Pending is a call that has been sent and not been answered.
+type Pending struct {
+	conn      *Conn
+	procedure string
+	id        uint32
+	answer    <-chan *realtimev1.ServerFrame
+}
+
+// Begin sends a call and does not wait for its answer: calls of one lane run in
+// the order in which Begin was called. Every Pending needs its Wait. ctx gives
+// the deadline that the server is told. The error is about the request; what
+// befell the connection is told by Wait.
+func (c *Conn) Begin(ctx context.Context, procedure, lane string, req proto.Message) (*Pending, error) {
 	body, err := proto.Marshal(req)
 	if err != nil {
-		return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("encode %s: %w", procedure, err))
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("encode %s: %w", procedure, err))
 	}
 	call := &realtimev1.Call{Procedure: procedure, Lane: lane, Request: body}
 	if deadline, ok := ctx.Deadline(); ok {
-		call.TimeoutMs = uint32(max(time.Until(deadline).Milliseconds(), 1)) //nolint:gosec // G115: deadlines are minutes away, not weeks
+		call.TimeoutMs = uint32(min(max(time.Until(deadline).Milliseconds(), 1), math.MaxUint32)) //nolint:gosec // G115: bounded here
 	}
-	frame, err := c.roundTrip(ctx, &realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Call{Call: call}})
+	id, answer := c.send(&realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Call{Call: call}})
+	return &Pending{conn: c, procedure: procedure, id: id, answer: answer}, nil
+}
+
+// Wait waits for the answer and fills res. Errors are those of Call.
+func (p *Pending) Wait(ctx context.Context, res proto.Message) error {
+	frame, err := p.conn.await(ctx, p.id, p.answer)
 	if err != nil {
 		return err
 	}
@@ -195,18 +226,25 @@ func (c *Conn) Call(ctx context.Context, procedure, lane string, req, res proto.
 		return replyError(e)
 	}
 	if err := proto.Unmarshal(reply.GetResponse(), res); err != nil {
-		return connect.NewError(connect.CodeInternal, fmt.Errorf("decode answer of %s: %w", procedure, err))
+		return connect.NewError(connect.CodeInternal, fmt.Errorf("decode answer of %s: %w", p.procedure, err))
 	}
 	return nil
 }
 
 func (c *Conn) roundTrip(ctx context.Context, frame *realtimev1.ClientFrame) (*realtimev1.ServerFrame, error) {
+	id, answer := c.send(frame)
+	return c.await(ctx, id, answer)
+}
+
+// send gives a frame its id and writes it. A failed write ends the connection,
+// which is what the waiting side then sees.
+func (c *Conn) send(frame *realtimev1.ClientFrame) (uint32, <-chan *realtimev1.ServerFrame) {
 	frame.Id = c.newID()
 	answer := c.expect(frame.GetId())
 	if err := c.write(frame); err != nil {
 		c.fail(err)
 	}
-	return c.await(ctx, frame.GetId(), answer)
+	return frame.GetId(), answer
 }
 
 func (c *Conn) newID() uint32 {

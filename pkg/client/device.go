@@ -10,6 +10,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/parleychat/parley/pkg/rpc"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
 	"github.com/parleychat/parley/proto/gen/parley/messaging/v1/messagingv1connect"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
@@ -22,6 +24,10 @@ const (
 	backoffCap  = 20 * time.Second
 	// repairTimeout bounds one Sync or ListEvents.
 	repairTimeout = 15 * time.Second
+	// retryRenewal is the pause after a renewal that failed.
+	retryRenewal = 5 * time.Second
+	// eventsPage is how many entries one ListEvents asks for, the most it gives.
+	eventsPage = 200
 )
 
 // DeviceConfig is what a device needs beyond its connections.
@@ -30,11 +36,17 @@ type DeviceConfig struct {
 	// OnEntry gets every entry of every conversation of the person, once and in
 	// order of seq, from the conversation's beginning. On the device's goroutine.
 	OnEntry func(*messagingv1.Entry)
+	// OnReset tells that the server's data is other than it was (a restored
+	// database): what OnEntry gave before is void, and it begins anew. On the
+	// device's goroutine.
+	OnReset func()
 	// DropPush may lose a push before anybody sees it, for tests of the repair.
 	DropPush func(*realtimev1.Push) bool
 	// IdleInterval replaces the server's advice for how long to hear nothing before
 	// syncing. 0: the advice.
 	IdleInterval time.Duration
+	// ReconnectCap bounds the random pause between two tries to connect. 0: 20 s.
+	ReconnectCap time.Duration
 }
 
 // Device keeps one person's conversations right on one device. It reconnects
@@ -57,6 +69,9 @@ type Device struct {
 
 // NewDevice returns a device that knows nothing yet.
 func NewDevice(cfg DeviceConfig) *Device {
+	if cfg.ReconnectCap <= 0 {
+		cfg.ReconnectCap = backoffCap
+	}
 	return &Device{cfg: cfg, connected: make(chan struct{}), wake: make(chan struct{}, 1), have: map[string]int64{}}
 }
 
@@ -77,7 +92,7 @@ func (d *Device) Run(ctx context.Context) error {
 		if sessionOver(err) {
 			return err
 		}
-		wait := jitter(tries)
+		wait := min(jitter(tries), d.cfg.ReconnectCap)
 		var closed *CloseError
 		if errors.As(err, &closed) && closed.ReconnectAfter > 0 {
 			wait = closed.ReconnectAfter + wait
@@ -118,7 +133,7 @@ func (d *Device) receive(push *realtimev1.Push) {
 	if push != nil && d.cfg.DropPush != nil && d.cfg.DropPush(push) {
 		return
 	}
-	if push != nil && d.cfg.OnPush != nil {
+	if d.cfg.OnPush != nil {
 		d.cfg.OnPush(push)
 	}
 	d.mu.Lock()
@@ -150,6 +165,8 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 	}
 	timer := time.NewTimer(spread(idle))
 	defer timer.Stop()
+	renewal := time.NewTimer(renewIn(conn.Welcome()))
+	defer renewal.Stop()
 	for {
 		if err := d.settle(ctx, conn); err != nil {
 			if conn.Err() != nil {
@@ -168,12 +185,37 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 		case <-timer.C:
 			timer.Reset(spread(idle))
 			d.demandSync()
+		case <-renewal.C:
+			renewal.Reset(d.renew(ctx, conn))
 		case <-conn.Done():
 			return conn.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// renewIn is when to bring a newer token: at four fifths of what is left of the
+// present one, by the server's own clock.
+func renewIn(w *realtimev1.Welcome) time.Duration {
+	left := w.GetTokenExpiresAt().AsTime().Sub(w.GetServerTime().AsTime())
+	return max(left*4/5, time.Second)
+}
+
+// renew prolongs the connection and returns when to do it again. A failure is
+// left to the server, which closes at the end of the old token.
+func (d *Device) renew(ctx context.Context, conn *Conn) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
+	raw, err := d.cfg.Token(ctx)
+	if err != nil {
+		return retryRenewal
+	}
+	welcome, err := conn.Renew(ctx, raw)
+	if err != nil {
+		return retryRenewal
+	}
+	return renewIn(welcome)
 }
 
 func (d *Device) demandSync() {
@@ -213,6 +255,9 @@ func (d *Device) sync(ctx context.Context, conn *Conn) error {
 		if err := call(ctx, conn, messagingv1connect.MessagingServiceSyncProcedure, &messagingv1.SyncRequest{Cursor: d.cursor}, &res); err != nil {
 			return err
 		}
+		if res.GetReset_() {
+			d.forget()
+		}
 		for _, c := range res.GetConversations() {
 			if c.GetHeadSeq() <= d.have[c.GetId()] {
 				continue
@@ -242,11 +287,23 @@ func (d *Device) apply(ctx context.Context, conn *Conn, e *messagingv1.Entry) er
 	}
 }
 
+// forget drops what the server's data no longer agrees with.
+func (d *Device) forget() {
+	d.cursor, d.have = "", map[string]int64{}
+	if d.cfg.OnReset != nil {
+		d.cfg.OnReset()
+	}
+}
+
+// fill asks for what follows the last entry, up to the conversation's head.
 func (d *Device) fill(ctx context.Context, conn *Conn, conversation string) error {
 	for {
 		var res messagingv1.ListEventsResponse
-		req := &messagingv1.ListEventsRequest{ConversationId: conversation, AfterSeq: d.have[conversation]}
+		req := &messagingv1.ListEventsRequest{ConversationId: conversation, AfterSeq: d.have[conversation], Limit: eventsPage}
 		if err := call(ctx, conn, messagingv1connect.MessagingServiceListEventsProcedure, req, &res); err != nil {
+			if rpc.ReasonOf(err) == errorv1.Reason_REASON_RESET_REQUIRED {
+				d.forget() // and Sync from the beginning, as after any failure
+			}
 			return err
 		}
 		for _, e := range res.GetEntries() {
@@ -254,7 +311,7 @@ func (d *Device) fill(ctx context.Context, conn *Conn, conversation string) erro
 				d.accept(e)
 			}
 		}
-		if !res.GetHasMore() {
+		if !res.GetHasMore() || len(res.GetEntries()) == 0 {
 			return nil
 		}
 	}

@@ -1,0 +1,82 @@
+package system
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// programs are the main packages of the product, as folders of the repository.
+var programs = []string{
+	"./cmd/parley",
+	"./services/auth/cmd/auth", "./services/user/cmd/user", "./services/messaging/cmd/messaging",
+	"./gateway/cmd/gateway",
+}
+
+// program returns the path of a program by its name, built from the sources as
+// they are now. Where the tests watch for data races, so do the programs.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	dir, err := built()
+	if err != nil {
+		t.Fatalf("build the programs: %v", err)
+	}
+	return filepath.Join(dir, name)
+}
+
+// built builds all programs once per test binary. Test binaries that start at the
+// same moment build one after the other; the build cache makes that short.
+var built = sync.OnceValues(func() (string, error) {
+	root, err := repository()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(root, "bin", "e2e")
+	args := []string{"build", "-buildvcs=false"} // a stamp of the commit would force a link after each one
+	if watchesRaces {
+		dir += "-race"
+		args = append(args, "-race")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("create %s: %w", dir, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", fmt.Errorf("open the build lock: %w", err)
+	}
+	defer func() { _ = lock.Close() }() // releases the lock; nothing was written
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("take the build lock: %w", err)
+	}
+	cmd := exec.Command("go", append(append(args, "-o", dir+"/"), programs...)...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "GOWORK="+filepath.Join(root, "go.work"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return dir, nil
+})
+
+// repository is the nearest folder above this one that holds go.work.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the repository: %w", err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("find the repository: no go.work above the test's folder")
+		}
+		dir = parent
+	}
+}

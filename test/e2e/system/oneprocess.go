@@ -1,0 +1,19 @@
+package system
+
+import "path/filepath"
+
+// startOneProcess starts `parley dev` on fixed ports, with a data folder of its own.
+func (s *System) startOneProcess(o Options) {
+	s.t.Helper()
+	dir := folder(s.t)
+	gateway, admin := address(s.t), address(s.t)
+	s.Gateways = []string{gateway}
+	parley := newProcess(s.t, dir, "parley", program(s.t, "parley"), []string{
+		"dev", "--listen", gateway, "--admin-listen", admin, "--data", filepath.Join(dir, "data"), "--json", "--verbose",
+	}, tuning(o), admin)
+	s.processes = []*Process{parley}
+	// An orderly end first: it also ends the database of a test that has not failed
+	// without a trace in the folder that is removed next.
+	s.t.Cleanup(parley.Stop)
+	parley.Start()
+}

@@ -1,0 +1,179 @@
+package system
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/parleychat/parley/pkg/postgres"
+	"github.com/parleychat/parley/pkg/testkit"
+)
+
+// replicas says how often each program runs.
+var replicas = []struct {
+	program string
+	names   []string
+}{
+	{"auth", []string{"auth"}},
+	{"user", []string{"user"}},
+	{"messaging", []string{"messaging-1", "messaging-2"}},
+	{"gateway", []string{"gateway-1", "gateway-2"}},
+}
+
+// plan is what the processes of a system must know of each other.
+type plan struct {
+	dir       string
+	databases map[string]string   // service → URL
+	listen    map[string]string   // process → host:port
+	urls      map[string][]string // program → base URLs of its processes
+	keys      map[string]ed25519.PrivateKey
+	secrets   []string // the variables of services that hold secrets
+}
+
+// startSeparate starts the servers, provisions and migrates the database, and
+// starts every program.
+func (s *System) startSeparate(o Options) {
+	s.t.Helper()
+	var servers sync.WaitGroup
+	servers.Go(func() { s.Postgres = testkit.PrivatePostgres(s.t) })
+	servers.Go(func() { s.NATS = testkit.PrivateNATS(s.t) })
+	servers.Go(func() { s.Redis = testkit.PrivateRedis(s.t) })
+	servers.Wait()
+	if s.Postgres == nil || s.NATS == nil || s.Redis == nil {
+		s.t.FailNow()
+	}
+	p := s.plan()
+	for _, r := range replicas {
+		for _, name := range r.names {
+			s.processes = append(s.processes, s.prepare(p, r.program, name, o))
+		}
+	}
+	s.migrate()
+	for _, process := range s.processes {
+		process.Launch()
+	}
+	for _, process := range s.processes {
+		process.AwaitReady()
+	}
+}
+
+func (s *System) plan() *plan {
+	p := &plan{
+		dir: folder(s.t), databases: map[string]string{}, listen: map[string]string{},
+		urls: map[string][]string{}, keys: map[string]ed25519.PrivateKey{},
+	}
+	database := s.Postgres.NewDatabase(s.t)
+	for _, r := range replicas {
+		for _, name := range r.names {
+			p.listen[name] = address(s.t)
+			p.urls[r.program] = append(p.urls[r.program], "http://"+p.listen[name])
+		}
+		if r.program != "gateway" {
+			p.keys[r.program] = ed25519.NewKeyFromSeed(random(ed25519.SeedSize))
+			p.databases[r.program] = provision(s.t, database.AdminURL(), r.program)
+		}
+	}
+	for _, name := range []string{"KEY_ENCRYPTION_KEY", "REFRESH_SECRET", "PASSWORD_PEPPER"} {
+		p.secrets = append(p.secrets, variable("auth", name, base64.StdEncoding.EncodeToString(random(32))))
+	}
+	for _, name := range replicas[len(replicas)-1].names {
+		s.Gateways = append(s.Gateways, p.listen[name])
+	}
+	return p
+}
+
+// prepare makes one process with its variables.
+func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
+	s.t.Helper()
+	admin := address(s.t)
+	bus := s.NATS.URL
+	env := slices.Clone(p.secrets)
+	if name == "gateway" {
+		way := NewProxy(s.t, strings.TrimPrefix(bus, "nats://"))
+		s.Bus = append(s.Bus, way)
+		bus = "nats://" + way.Addr
+	} else {
+		env = append(env,
+			variable(name, "DATABASE_URL", p.databases[name]),
+			// The embedded server speaks RESP2 and has no client-side caching.
+			variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
+			variable(name, "SERVICE_KEY", base64.StdEncoding.EncodeToString(p.keys[name].Seed())),
+			variable(name, "SERVICE_PUBLIC_KEYS", p.publicKeys()),
+		)
+	}
+	env = append(env,
+		variable(name, "NATS_URL", bus),
+		variable(name, "LISTEN", p.listen[replica]),
+		variable(name, "ADMIN_LISTEN", admin),
+		variable(name, "JWKS_URL", p.urls["auth"][0]+"/.well-known/jwks.json"),
+		variable(name, "BACKENDS", p.backends()),
+		variable(name, "DRAIN_DELAY", "200ms"),
+		variable(name, "LOG_FORMAT", "text"),
+	)
+	return newProcess(s.t, p.dir, replica, program(s.t, name), nil, of(name, append(env, tuning(o)...)), admin)
+}
+
+// backends is the variable with the addresses of all services: services are
+// separated by commas, replicas of one by semicolons.
+func (p *plan) backends() string {
+	var list []string
+	for _, name := range domains {
+		list = append(list, name+"="+strings.Join(p.urls[name], ";"))
+	}
+	return strings.Join(list, ",")
+}
+
+func (p *plan) publicKeys() string {
+	var list []string
+	for _, name := range domains {
+		public, _ := p.keys[name].Public().(ed25519.PublicKey)
+		list = append(list, name+"="+base64.StdEncoding.EncodeToString(public))
+	}
+	return strings.Join(list, ",")
+}
+
+// migrate runs the migrations of every service, as a release does before it
+// starts the new processes.
+func (s *System) migrate() {
+	s.t.Helper()
+	for _, name := range []string{"auth", "user", "messaging-1"} {
+		s.Process(name).Run("migrate")
+	}
+}
+
+// provision makes a service's role and schema, and returns the role's URL.
+func provision(t testing.TB, adminURL, service string) string {
+	t.Helper()
+	ctx := t.Context()
+	const password = "e2e"
+	u, err := url.Parse(adminURL)
+	if err == nil {
+		err = func() error {
+			conn, err := pgx.Connect(ctx, adminURL)
+			if err != nil {
+				return err
+			}
+			return errors.Join(postgres.EnsureService(ctx, conn, service, password), conn.Close(context.WithoutCancel(ctx)))
+		}()
+	}
+	if err != nil {
+		t.Fatalf("provision %s: %v", service, err)
+	}
+	u.User = url.UserPassword(postgres.RoleName(service), password)
+	return u.String()
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, by its documentation
+	return b
+}
