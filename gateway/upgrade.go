@@ -18,7 +18,7 @@ const SocketPath = "/v1/ws"
 
 // readBuffer is per socket and for life, so it is small; a frame that does not
 // fit is read in pieces.
-const readBuffer = 1024
+const readBuffer = 512
 
 // noWriteBuffers keeps the library from giving each socket a write buffer: we
 // write frames ourselves, and the library only a close frame, now and then.
