@@ -73,7 +73,7 @@ func (s *Service) Register(ctx context.Context, req *authv1.RegisterRequest) (*a
 
 // register commits the account, its first session and the event together, and then waits at the barrier.
 func (s *Service) register(ctx context.Context, a account, hash, device string) (*authv1.RegisterResponse, error) {
-	session, err := s.newSession(a.id, a.role, device, a.createdAt)
+	session, err := s.newSession(a.id, a.role, a.createdAt)
 	if err != nil {
 		return nil, err
 	}

@@ -162,7 +162,7 @@ func (p *passwords) tooWeak(password, username, email string) bool {
 	}
 	local, _, _ := strings.Cut(email, "@")
 	for _, own := range []string{username, email, local} {
-		if folded == strings.ToLower(own) {
+		if strings.EqualFold(folded, own) {
 			return true
 		}
 	}

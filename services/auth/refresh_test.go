@@ -29,7 +29,8 @@ func TestRefreshToken(t *testing.T) {
 	})
 	t.Run("SuccessorIsAlwaysTheSame", func(t *testing.T) {
 		t.Parallel()
-		require.Equal(t, sealer.next(first), sealer.next(first))
+		again := sealer.next(first)
+		require.Equal(t, again, sealer.next(first))
 		require.NotEqual(t, first.secret, sealer.next(first).secret)
 		require.NotEqual(t, sealer.next(first), sealer.next(sealer.next(first)))
 	})

@@ -66,7 +66,7 @@ type session struct {
 	idleExpiresAt time.Time
 }
 
-func (s *Service) newSession(accountID uuid.UUID, role identity.Role, device string, now time.Time) (session, error) {
+func (s *Service) newSession(accountID uuid.UUID, role identity.Role, now time.Time) (session, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return session{}, fmt.Errorf("make a session's id: %w", err)
@@ -139,7 +139,7 @@ func (s *Service) begin(ctx context.Context, row db.AccountCredentialsRow, passw
 	if err != nil {
 		return nil, fmt.Errorf("role of account %s: %w", row.ID, err)
 	}
-	session, err := s.newSession(row.ID, role, device, s.clock.Now())
+	session, err := s.newSession(row.ID, role, s.clock.Now())
 	if err != nil {
 		return nil, err
 	}
