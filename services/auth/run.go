@@ -24,11 +24,8 @@ func Definition() service.Definition {
 }
 
 func setup(ctx context.Context, rt *service.Runtime) error {
-	var cfg settings
-	if err := rt.Config(&cfg); err != nil {
-		return err
-	}
-	if err := cfg.check(); err != nil {
+	cfg, err := readSettings(rt)
+	if err != nil {
 		return err
 	}
 	gateways, err := cfg.gateways()

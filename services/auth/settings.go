@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/parleychat/parley/pkg/service"
 )
 
 // settings are the variables PARLEY_AUTH_… beside those that every service has. Secrets have no default.
@@ -36,6 +38,15 @@ type settings struct {
 
 // leastCost is the lowest cost of bcrypt that OWASP ASVS 5.0 (appendix C) allows.
 const leastCost = 10
+
+// readSettings fills the settings and checks them.
+func readSettings(rt *service.Runtime) (settings, error) {
+	var cfg settings
+	if err := rt.Config(&cfg); err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.check()
+}
 
 // check tells what the tags cannot.
 func (s settings) check() error {

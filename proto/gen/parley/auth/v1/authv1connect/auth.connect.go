@@ -51,14 +51,16 @@ type AuthServiceClient interface {
 	// Register makes an account and its first session.
 	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
-	// (invalid_argument); RATE_LIMITED. Not idempotent: a retry after a lost
+	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
 	// up to two seconds until user and messaging know the person.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// LogIn starts a session.
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
-	// unknown account and for a wrong password; RATE_LIMITED.
+	// unknown account and for a wrong password; RATE_LIMITED after five failures in
+	// 15 minutes for one name or from one address; OVERLOADED. Not idempotent: a
+	// repetition starts another session. Emits nothing.
 	LogIn(context.Context, *v1.LogInRequest) (*v1.LogInResponse, error)
 	// Refresh trades a refresh token for a new pair. The old token is spent; used
 	// again within ten seconds it gives the same successor (lost answer, two
@@ -68,8 +70,9 @@ type AuthServiceClient interface {
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its
-	// access tokens and sockets within two seconds. Idempotent. Emits
-	// session.revoked.
+	// access tokens and sockets within two seconds. Idempotent: repeated, it says
+	// the same, or SESSION_REVOKED (unauthenticated) once the end is known
+	// everywhere. Emits session.revoked, once.
 	LogOut(context.Context, *v1.LogOutRequest) (*v1.LogOutResponse, error)
 	// BatchGetAccounts answers for services that must know an account whose event
 	// has not reached them yet. Unknown ids are left out.
@@ -179,14 +182,16 @@ type AuthServiceHandler interface {
 	// Register makes an account and its first session.
 	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
-	// (invalid_argument); RATE_LIMITED. Not idempotent: a retry after a lost
+	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
 	// up to two seconds until user and messaging know the person.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// LogIn starts a session.
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
-	// unknown account and for a wrong password; RATE_LIMITED.
+	// unknown account and for a wrong password; RATE_LIMITED after five failures in
+	// 15 minutes for one name or from one address; OVERLOADED. Not idempotent: a
+	// repetition starts another session. Emits nothing.
 	LogIn(context.Context, *v1.LogInRequest) (*v1.LogInResponse, error)
 	// Refresh trades a refresh token for a new pair. The old token is spent; used
 	// again within ten seconds it gives the same successor (lost answer, two
@@ -196,8 +201,9 @@ type AuthServiceHandler interface {
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its
-	// access tokens and sockets within two seconds. Idempotent. Emits
-	// session.revoked.
+	// access tokens and sockets within two seconds. Idempotent: repeated, it says
+	// the same, or SESSION_REVOKED (unauthenticated) once the end is known
+	// everywhere. Emits session.revoked, once.
 	LogOut(context.Context, *v1.LogOutRequest) (*v1.LogOutResponse, error)
 	// BatchGetAccounts answers for services that must know an account whose event
 	// has not reached them yet. Unknown ids are left out.
