@@ -45,7 +45,8 @@ type outgoing struct {
 func (o *outgoing) authorize(header interface {
 	Get(key string) string
 	Set(key, value string)
-}) error {
+},
+) error {
 	if o.signer == nil || header.Get("Authorization") != "" {
 		return nil
 	}

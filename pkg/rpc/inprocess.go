@@ -100,7 +100,7 @@ func contentType(h http.Header) string {
 // incoming makes the server's view of a request: its own header map, for the
 // handler changes it, and a context without the caller's values.
 func incoming(ctx context.Context, r *http.Request) *http.Request {
-	in := r.WithContext(&isolated{Context: ctx})
+	in := r.WithContext(&isolated{Context: ctx}) //nolint:contextcheck // inherits the end, on purpose not the values
 	in.Header = maps.Clone(r.Header)
 	if in.Header == nil {
 		in.Header = make(http.Header)
@@ -139,7 +139,7 @@ func dropTimeout(ctx context.Context, h http.Header) {
 // isolated passes on the end of a context and none of its values: who the caller
 // is, its transaction or its span must not reach a callee by the back door that
 // is closed over the network.
-type isolated struct{ context.Context }
+type isolated struct{ context.Context } //nolint:containedctx // it is a context
 
 // Value knows nothing.
 func (*isolated) Value(any) any { return nil }

@@ -39,8 +39,7 @@ func errCanceled() *connect.Error {
 // may be seen. What was not meant for the caller is logged here, once, and
 // nowhere else.
 func (s *Server) coded(ctx context.Context, procedure string, err error) *connect.Error {
-	var panicked *panicError
-	if errors.As(err, &panicked) {
+	if panicked, ok := errors.AsType[*panicError](err); ok {
 		s.log.ErrorContext(ctx, "panic in a handler",
 			"procedure", procedure, "panic", panicked.Error(), "stack", stackOf(panicked.stack))
 		return errInternal()
@@ -139,8 +138,7 @@ func withDetailsOf(own *connect.Error) *connect.Error {
 // isUnavailable tells outages from faults: the database or the network is away,
 // restarting or overloaded, and the same call may work in a moment.
 func isUnavailable(err error) bool {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// 08 connection, 53 resources, 57P operator intervention, 57014 canceled by
 		// a timeout, 55P03 lock timeout, 40001 serialization, 40P01 deadlock, 25P03
 		// idle transaction ended.

@@ -63,8 +63,8 @@ func (p *people) GetUser(ctx context.Context, req *userv1.GetUserRequest) (*user
 	case idMissing:
 		return nil, rpc.Error(connect.CodeNotFound, errorv1.Reason_REASON_USER_NOT_FOUND, "no such person")
 	case idPanic:
-		var m map[string]int
-		m["x"] = 1
+		zero := len(req.GetUserId()) - len(idPanic)
+		return nil, fmt.Errorf("not reached: %d", 1/zero)
 	case idUncoded:
 		return nil, errors.New("secret table is on fire")
 	case idHang:
@@ -176,7 +176,7 @@ func (w *world) serve(t testing.TB) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	w.url = "http://" + ln.Addr().String()
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	w.stop = stop
 	done := make(chan struct{})
 	go func() {
@@ -228,6 +228,19 @@ func (w *world) transports(t testing.TB) []transport {
 		{"in process json", inside.HTTP, inside.URL, []connect.ClientOption{connect.WithProtoJSON()}},
 		{"in process grpc", inside.HTTP, inside.URL, []connect.ClientOption{connect.WithGRPC()}},
 		{"in process grpc-web", inside.HTTP, inside.URL, []connect.ClientOption{connect.WithGRPCWeb()}},
+	}
+}
+
+// overEveryTransport runs a test once per transport, each with a world of its own
+// because logs are counted.
+func overEveryTransport(t *testing.T, fn func(t *testing.T, w *world, tr transport)) {
+	t.Helper()
+	for i, tr := range newWorld(t).transports(t) {
+		t.Run(tr.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			fn(t, w, w.transports(t)[i])
+		})
 	}
 }
 

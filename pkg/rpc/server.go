@@ -251,7 +251,7 @@ func (s *Server) shutdown(base context.Context, srv *http.Server, force context.
 	if err == nil {
 		return nil
 	}
-	s.log.Warn("calls outlast the drain, they are canceled", "grace", s.cfg.DrainGrace)
+	s.log.WarnContext(base, "calls outlast the drain, they are canceled", "grace", s.cfg.DrainGrace)
 	last, cancelLast := context.WithTimeout(context.WithoutCancel(base), time.Second)
 	defer cancelLast()
 	force(errForced)

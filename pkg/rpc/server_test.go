@@ -68,8 +68,10 @@ func TestAuthorizeKnowsTheRoles(t *testing.T) {
 		accessv1.Access_ACCESS_UNSPECIFIED: nil,
 	} {
 		all := []identity.Caller{
-			{}, person(identity.RoleUser), person(identity.RoleModerator), person(identity.RoleAdmin),
-			service, {Kind: identity.Service, Service: "unlisted"},
+			{},
+			person(identity.RoleUser), person(identity.RoleModerator), person(identity.RoleAdmin),
+			service,
+			{Kind: identity.Service, Service: "unlisted"},
 		}
 		for _, c := range all {
 			err := rpc.Authorize(rpc.Method{Access: access, InternalCallers: []string{"call"}}, c)
@@ -124,10 +126,13 @@ func TestErrorsBeforeTheChainHaveReasons(t *testing.T) {
 			},
 		} {
 			t.Run(tr.name+"/"+name, func(t *testing.T) {
+				t.Parallel()
 				res := post(t, w, tr, c.procedure, raw, c.kind, c.body)
 				var wire struct {
-					Code    string
-					Details []struct{ Type string }
+					Code    string `json:"code"`
+					Details []struct {
+						Type string `json:"type"`
+					} `json:"details"`
 				}
 				require.NoError(t, json.NewDecoder(res.Body).Decode(&wire))
 				require.Equal(t, c.code, wire.Code)
@@ -155,13 +160,13 @@ func TestDeadlineIsSetAndCapped(t *testing.T) {
 	raw, _ := w.access(t, identity.RoleUser)
 	for _, tr := range w.transports(t) {
 		for name, timeout := range map[string]time.Duration{"none": 0, "too long": time.Hour} {
-			ctx := authorized(t.Context(), raw)
+			ctx, cancel := context.WithCancel(authorized(t.Context(), raw))
 			if timeout > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, timeout)
-				defer cancel()
+				cancel()
+				ctx, cancel = context.WithTimeout(authorized(t.Context(), raw), timeout)
 			}
 			err := getUser(ctx, tr, idHang)
+			cancel()
 			require.Equal(t, errorv1.Reason_REASON_DEADLINE_EXCEEDED, rpc.ReasonOf(err), "%s/%s: %v", tr.name, name, err)
 		}
 	}
@@ -309,7 +314,7 @@ func BenchmarkInProcessRaw(b *testing.B) {
 	raw, _ := w.access(b, identity.RoleUser)
 	client := rpc.NewRawClient(w.dialer.Backend("auth"), userv1connect.UserServiceGetUserProcedure, "proto")
 	header := http.Header{"Authorization": {"Bearer " + raw}}
-	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 25*time.Second)
 	defer cancel()
 	b.ReportAllocs()
 	for b.Loop() {
@@ -323,7 +328,7 @@ func benchmarkUnary(b *testing.B, w *world, backend rpc.Backend) {
 	b.Helper()
 	raw, _ := w.access(b, identity.RoleUser)
 	client := userv1connect.NewUserServiceClient(backend.HTTP, backend.URL)
-	ctx := authorized(context.Background(), raw)
+	ctx := authorized(b.Context(), raw)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := client.GetUser(ctx, &userv1.GetUserRequest{}); err != nil {

@@ -42,7 +42,7 @@ func (s *streams) many(ctx context.Context, req *connect.Request[userv1.User], o
 	case "fail":
 		return rpc.Error(connect.CodeNotFound, errorv1.Reason_REASON_USER_NOT_FOUND, "no such person")
 	case "panic":
-		panic("stream is on fire")
+		panic("stream is on fire") //nolint:forbidigo // what is tested
 	case "hang":
 		<-ctx.Done()
 		s.left <- context.Cause(ctx)
@@ -65,13 +65,13 @@ func (s *streams) echo(_ context.Context, stream *connect.BidiStream[userv1.User
 	}
 }
 
-func newStreamWorld(t *testing.T) (*world, *streams) {
+// addStreams serves the two streams.
+func (w *world) addStreams(t *testing.T) *streams {
 	t.Helper()
-	w := newWorld(t)
 	s := &streams{left: make(chan error, 1)}
 	require.NoError(t, w.server.Handle(serverStream, connect.NewServerStreamHandler(serverStream, s.many, w.server.Options()...)))
 	require.NoError(t, w.server.Handle(bidiStream, connect.NewBidiStreamHandler(bidiStream, s.echo, w.server.Options()...)))
-	return w, s
+	return s
 }
 
 func openMany(ctx context.Context, t *testing.T, tr transport, req *userv1.User) *connect.ServerStreamForClient[userv1.User] {
@@ -84,88 +84,98 @@ func openMany(ctx context.Context, t *testing.T, tr transport, req *userv1.User)
 
 func TestServerStream(t *testing.T) {
 	t.Parallel()
-	w, s := newStreamWorld(t)
-	for _, tr := range w.transports(t) {
-		t.Run(tr.name+"/ends well", func(t *testing.T) {
-			// More than the window of the in-process pipe.
-			stream := openMany(t.Context(), t, tr, &userv1.User{Version: 1000})
-			var n int64
-			for stream.Receive() {
-				require.Equal(t, n, stream.Msg().GetVersion())
-				n++
-			}
-			require.NoError(t, stream.Err())
-			require.EqualValues(t, 1000, n)
-			require.Equal(t, "h", stream.ResponseHeader().Get("X-Head"))
-			require.Equal(t, "t", stream.ResponseTrailer().Get("X-Tail"))
-			require.NoError(t, stream.Close())
-		})
-		t.Run(tr.name+"/fails in the middle", func(t *testing.T) {
-			stream := openMany(t.Context(), t, tr, &userv1.User{Version: 3, Id: "fail"})
-			n := 0
-			for stream.Receive() {
-				n++
-			}
-			require.Equal(t, 3, n)
-			require.Equal(t, connect.CodeNotFound, connect.CodeOf(stream.Err()))
-			require.Equal(t, errorv1.Reason_REASON_USER_NOT_FOUND, rpc.ReasonOf(stream.Err()))
-			require.NoError(t, stream.Close())
-		})
-		t.Run(tr.name+"/panics", func(t *testing.T) {
-			w.logs.take()
-			stream := openMany(t.Context(), t, tr, &userv1.User{Version: 1, Id: "panic"})
-			require.True(t, stream.Receive())
-			require.False(t, stream.Receive())
-			require.Equal(t, errorv1.Reason_REASON_INTERNAL, rpc.ReasonOf(stream.Err()))
-			require.Len(t, w.logs.take(), 1)
-			require.NoError(t, stream.Close())
-		})
-		t.Run(tr.name+"/the caller leaves", func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			stream := openMany(ctx, t, tr, &userv1.User{Version: 1, Id: "hang"})
-			require.True(t, stream.Receive())
-			cancel()
-			require.False(t, stream.Receive())
-			require.Equal(t, connect.CodeCanceled, rpc.CodeOf(stream.Err()), "%v", stream.Err())
-			require.ErrorIs(t, <-s.left, context.Canceled)
-			_ = stream.Close() // says that it was canceled
-		})
-		t.Run(tr.name+"/the caller closes a full stream", func(t *testing.T) {
-			stream := openMany(t.Context(), t, tr, &userv1.User{Version: 1 << 20})
-			require.True(t, stream.Receive())
-			_ = stream.Close()
-		})
+	overEveryTransport(t, func(t *testing.T, w *world, tr transport) {
+		s := w.addStreams(t)
+		testStreamEndsWell(t, tr)
+		testStreamFails(t, tr)
+
+		stream := openMany(t.Context(), t, tr, &userv1.User{Version: 1, Id: "panic"})
+		require.True(t, stream.Receive())
+		require.False(t, stream.Receive())
+		require.Equal(t, errorv1.Reason_REASON_INTERNAL, rpc.ReasonOf(stream.Err()))
+		require.Len(t, w.logs.take(), 1)
+		require.NoError(t, stream.Close())
+
+		// The caller leaves.
+		ctx, cancel := context.WithCancel(t.Context())
+		stream = openMany(ctx, t, tr, &userv1.User{Version: 1, Id: "hang"})
+		require.True(t, stream.Receive())
+		cancel()
+		require.False(t, stream.Receive())
+		require.Equal(t, connect.CodeCanceled, rpc.CodeOf(stream.Err()), "%v", stream.Err())
+		require.ErrorIs(t, <-s.left, context.Canceled)
+		_ = stream.Close() // says that it was canceled
+
+		// The caller closes a stream that is full.
+		stream = openMany(t.Context(), t, tr, &userv1.User{Version: 1 << 20})
+		require.True(t, stream.Receive())
+		_ = stream.Close()
+	})
+}
+
+func testStreamEndsWell(t *testing.T, tr transport) {
+	t.Helper()
+	// More than the window of the in-process pipe.
+	stream := openMany(t.Context(), t, tr, &userv1.User{Version: 1000})
+	var n int64
+	for stream.Receive() {
+		require.Equal(t, n, stream.Msg().GetVersion())
+		n++
 	}
+	require.NoError(t, stream.Err())
+	require.EqualValues(t, 1000, n)
+	require.Equal(t, "h", stream.ResponseHeader().Get("X-Head"))
+	require.Equal(t, "t", stream.ResponseTrailer().Get("X-Tail"))
+	require.NoError(t, stream.Close())
+}
+
+// testStreamFails has a stream fail after some messages.
+func testStreamFails(t *testing.T, tr transport) {
+	t.Helper()
+	stream := openMany(t.Context(), t, tr, &userv1.User{Version: 3, Id: "fail"})
+	n := 0
+	for stream.Receive() {
+		n++
+	}
+	require.Equal(t, 3, n)
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(stream.Err()))
+	require.Equal(t, errorv1.Reason_REASON_USER_NOT_FOUND, rpc.ReasonOf(stream.Err()))
+	require.NoError(t, stream.Close())
 }
 
 func TestBidiStream(t *testing.T) {
 	t.Parallel()
-	w, _ := newStreamWorld(t)
-	for _, tr := range w.transports(t) {
-		if strings.Contains(tr.name, "h1") || tr.name == "grpc-web" {
-			continue // HTTP/1.1 has no full duplex
-		}
-		t.Run(tr.name, func(t *testing.T) {
-			client := connect.NewClient[userv1.User, userv1.User](tr.http, tr.url+bidiStream, tr.opts...)
-			stream := client.CallBidiStream(t.Context())
-			for i := range int64(20) {
-				require.NoError(t, stream.Send(&userv1.User{Version: i}))
-				msg, err := stream.Receive()
-				require.NoError(t, err)
-				require.Equal(t, i, msg.GetVersion())
-			}
-			require.NoError(t, stream.CloseRequest())
+	overEveryTransport(t, func(t *testing.T, w *world, tr transport) {
+		w.addStreams(t)
+		client := connect.NewClient[userv1.User, userv1.User](tr.http, tr.url+bidiStream, tr.opts...)
+		stream := client.CallBidiStream(t.Context())
+		if strings.HasSuffix(tr.name, "h1") || tr.name == "grpc-web" {
+			// HTTP/1.1 has no full duplex: a clean error, not a hang.
+			_ = stream.Send(&userv1.User{})
 			_, err := stream.Receive()
-			require.ErrorIs(t, err, io.EOF)
-			require.NoError(t, stream.CloseResponse())
-		})
-	}
+			require.Error(t, err)
+			_ = stream.CloseRequest()
+			_ = stream.CloseResponse()
+			return
+		}
+		for i := range int64(20) {
+			require.NoError(t, stream.Send(&userv1.User{Version: i}))
+			msg, err := stream.Receive()
+			require.NoError(t, err)
+			require.Equal(t, i, msg.GetVersion())
+		}
+		require.NoError(t, stream.CloseRequest())
+		_, err := stream.Receive()
+		require.ErrorIs(t, err, io.EOF)
+		require.NoError(t, stream.CloseResponse())
+	})
 }
 
 // A gateway proxies what it does not read through the same transports.
 func TestReverseProxyPassesEverything(t *testing.T) {
 	t.Parallel()
-	w, _ := newStreamWorld(t)
+	w := newWorld(t)
+	w.addStreams(t)
 	remote, err := rpc.Remote(map[string]string{"auth": w.url}, rpc.RemoteConfig{})
 	require.NoError(t, err)
 	t.Cleanup(remote.Close)
@@ -187,17 +197,12 @@ func TestReverseProxyPassesEverything(t *testing.T) {
 			}
 			tr.url = front.URL
 			t.Run(name+"/"+tr.name, func(t *testing.T) {
+				t.Parallel()
 				require.NoError(t, asUser("")(t, w, tr))
 				err := asUser(idLimited)(t, w, tr)
 				require.Equal(t, errorv1.Reason_REASON_RATE_LIMITED, rpc.ReasonOf(err), "%v", err)
-				stream := openMany(t.Context(), t, tr, &userv1.User{Version: 5, Id: "fail"})
-				n := 0
-				for stream.Receive() {
-					n++
-				}
-				require.Equal(t, 5, n)
-				require.Equal(t, errorv1.Reason_REASON_USER_NOT_FOUND, rpc.ReasonOf(stream.Err()))
-				require.NoError(t, stream.Close())
+				testStreamEndsWell(t, tr)
+				testStreamFails(t, tr)
 			})
 		}
 	}

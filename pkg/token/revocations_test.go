@@ -1,12 +1,11 @@
 package token_test
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"testing"
 	"time"
-
-	"context"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"

@@ -1,7 +1,6 @@
 package token_test
 
 import (
-	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
@@ -213,7 +212,7 @@ func TestSignAccessRefusesIncompleteClaims(t *testing.T) {
 func BenchmarkVerifyCached(b *testing.B) {
 	k := newKit(b)
 	raw := k.sign(b, k.claims())
-	ctx := context.Background()
+	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := k.verifier.Verify(ctx, raw); err != nil {
@@ -225,7 +224,7 @@ func BenchmarkVerifyCached(b *testing.B) {
 func BenchmarkVerifyFirst(b *testing.B) {
 	k := newKit(b)
 	raw := k.sign(b, k.claims())
-	ctx := context.Background()
+	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
 		fresh := token.NewVerifier(token.StaticKeys{k.key.ID: k.public}, k.revoked, k.clock, issuer, audience)
