@@ -236,10 +236,10 @@ func toConversation(r db.ConversationSeenRow) *messagingv1.Conversation {
 			ReadSeq: *r.OtherReadSeq, DeliveredSeq: *r.OtherDeliveredSeq,
 		})
 	}
-	if r.EntryKind != nil {
+	if r.EntryKind != 0 { // 0: its partition is gone
 		c.LastEntry = toEntry(logEntry{
-			conversationID: r.ID, seq: r.HeadSeq, ordinal: r.HeadOrdinal, senderID: *r.EntrySenderID,
-			createdAt: r.LastAt, clientMessageID: r.EntryClientMessageID, kind: entryKind(*r.EntryKind), payload: r.EntryPayload,
+			conversationID: r.ID, seq: r.HeadSeq, ordinal: r.HeadOrdinal, senderID: r.EntrySenderID,
+			createdAt: r.LastAt, clientMessageID: r.EntryClientMessageID, kind: entryKind(r.EntryKind), payload: r.EntryPayload,
 		})
 	}
 	return c

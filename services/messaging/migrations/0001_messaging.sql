@@ -70,7 +70,8 @@ CREATE TABLE entry (
 ) PARTITION BY RANGE (created_at);
 
 -- entry_span maps seq to time, so that reading history touches only the
--- partitions that hold it: one row whenever a log enters a new month.
+-- partitions that hold it: one row whenever a log enters a new month (of UTC, like
+-- the partitions). All entries of a span lie in the month of its from_time.
 CREATE TABLE entry_span (
     conversation_id uuid        NOT NULL,
     from_seq        bigint      NOT NULL,

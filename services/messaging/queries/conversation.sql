@@ -42,20 +42,26 @@ SELECT c.id, c.kind, c.created_at, m.user_id AS viewer_id,
     (CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END)::bigint AS head_seq,
     coalesce(e.ordinal, c.head_ordinal) AS head_ordinal,
     coalesce(e.created_at, c.last_at) AS last_at,
-    e.kind AS entry_kind, e.sender_id AS entry_sender_id,
-    e.client_message_id AS entry_client_message_id, e.payload AS entry_payload
+    coalesce(e.kind, 0)::smallint AS entry_kind,
+    coalesce(e.sender_id, '00000000-0000-0000-0000-000000000000')::uuid AS entry_sender_id,
+    e.client_message_id AS entry_client_message_id, coalesce(e.payload, '')::bytea AS entry_payload
 FROM (SELECT unnest(@viewer_ids::uuid[]) AS user_id, unnest(@conversation_ids::uuid[]) AS conversation_id) AS k
 JOIN member AS m ON m.conversation_id = k.conversation_id AND m.user_id = k.user_id
 JOIN conversation AS c ON c.id = m.conversation_id
 LEFT JOIN member AS o ON o.conversation_id = c.id
     AND o.user_id = CASE m.user_id WHEN c.direct_low THEN c.direct_high ELSE c.direct_low END
-LEFT JOIN entry AS e ON e.conversation_id = c.id
-    AND e.seq = CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END
-    AND e.created_at <= c.last_at
-    AND e.created_at >= CASE WHEN m.left_seq > 0 THEN (
-            SELECT max(s.from_time) FROM entry_span AS s
-            WHERE s.conversation_id = c.id AND s.from_seq <= m.left_seq
-        ) ELSE c.last_at END;
+LEFT JOIN LATERAL (
+    SELECT l.ordinal, l.created_at, l.kind, l.sender_id, l.client_message_id, l.payload
+    FROM entry AS l
+    WHERE l.conversation_id = c.id
+      AND l.seq = CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END
+      AND l.created_at <= c.last_at
+      AND l.created_at >= CASE WHEN m.left_seq > 0 THEN (
+              SELECT max(s.from_time) FROM entry_span AS s
+              WHERE s.conversation_id = c.id AND s.from_seq <= m.left_seq
+          ) ELSE c.last_at END
+    LIMIT 1 -- at most one, said so that the planner looks it up per conversation
+) AS e ON true;
 
 -- The part of a log that a member may see; no row for one that never was one.
 -- name: MemberWindow :one

@@ -1,5 +1,6 @@
 -- A run of the log, the oldest first. The spans turn the seqs into times, by which
--- only the partitions that hold the run are read.
+-- only the partitions that hold the run are read: from the time at which the span
+-- of the first began, to the end of the month of the span of the last.
 -- name: EntryRange :many
 SELECT e.seq, e.ordinal, e.kind, e.sender_id, e.created_at, e.client_message_id, e.payload
 FROM entry AS e
@@ -9,10 +10,10 @@ WHERE e.conversation_id = @conversation_id
       SELECT max(s.from_time) FROM entry_span AS s
       WHERE s.conversation_id = @conversation_id AND s.from_seq <= @from_seq
   )
-  AND e.created_at <= coalesce(
-      (SELECT min(s.from_time) FROM entry_span AS s
-       WHERE s.conversation_id = @conversation_id AND s.from_seq > @to_seq),
-      (SELECT c.last_at FROM conversation AS c WHERE c.id = @conversation_id)
+  AND e.created_at < (
+      SELECT (date_trunc('month', max(s.from_time) AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC'
+      FROM entry_span AS s
+      WHERE s.conversation_id = @conversation_id AND s.from_seq <= @to_seq
   )
 ORDER BY e.seq;
 

@@ -13,7 +13,7 @@ FOR NO KEY UPDATE OF m;
 -- ordinal at the head is known, that of an older entry is looked up.
 -- name: MemberMark :many
 WITH mark AS (
-    SELECT k.conversation_id, k.user_id, c.direct_low, c.direct_high, c.head_seq, c.head_ordinal, c.last_at,
+    SELECT k.conversation_id, k.user_id, c.direct_low, c.direct_high, c.head_seq, c.head_ordinal,
         greatest(m.read_seq, least(k.read_seq, v.seq)) AS read_seq,
         greatest(m.delivered_seq, least(greatest(k.read_seq, k.delivered_seq), v.seq)) AS delivered_seq,
         m.read_seq AS old_read_seq, m.read_ordinal AS old_read_ordinal, m.delivered_seq AS old_delivered_seq
@@ -32,9 +32,13 @@ WITH mark AS (
             ELSE coalesce((
                 SELECT e.ordinal FROM entry AS e
                 WHERE e.conversation_id = r.conversation_id AND e.seq = r.read_seq
-                  AND e.created_at <= r.last_at
                   AND e.created_at >= (
                       SELECT max(s.from_time) FROM entry_span AS s
+                      WHERE s.conversation_id = r.conversation_id AND s.from_seq <= r.read_seq
+                  )
+                  AND e.created_at < (
+                      SELECT (date_trunc('month', max(s.from_time) AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC'
+                      FROM entry_span AS s
                       WHERE s.conversation_id = r.conversation_id AND s.from_seq <= r.read_seq
                   )
             ), r.old_read_ordinal)

@@ -21,10 +21,10 @@ WHERE e.conversation_id = $1
       SELECT max(s.from_time) FROM entry_span AS s
       WHERE s.conversation_id = $1 AND s.from_seq <= $2
   )
-  AND e.created_at <= coalesce(
-      (SELECT min(s.from_time) FROM entry_span AS s
-       WHERE s.conversation_id = $1 AND s.from_seq > $3),
-      (SELECT c.last_at FROM conversation AS c WHERE c.id = $1)
+  AND e.created_at < (
+      SELECT (date_trunc('month', max(s.from_time) AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC'
+      FROM entry_span AS s
+      WHERE s.conversation_id = $1 AND s.from_seq <= $3
   )
 ORDER BY e.seq
 `
@@ -46,7 +46,8 @@ type EntryRangeRow struct {
 }
 
 // A run of the log, the oldest first. The spans turn the seqs into times, by which
-// only the partitions that hold the run are read.
+// only the partitions that hold the run are read: from the time at which the span
+// of the first began, to the end of the month of the span of the last.
 func (q *Queries) EntryRange(ctx context.Context, arg EntryRangeParams) ([]EntryRangeRow, error) {
 	rows, err := q.db.Query(ctx, entryRange, arg.ConversationID, arg.FromSeq, arg.ToSeq)
 	if err != nil {

@@ -34,7 +34,7 @@ func (q *Queries) MemberLock(ctx context.Context, arg MemberLockParams) error {
 
 const memberMark = `-- name: MemberMark :many
 WITH mark AS (
-    SELECT k.conversation_id, k.user_id, c.direct_low, c.direct_high, c.head_seq, c.head_ordinal, c.last_at,
+    SELECT k.conversation_id, k.user_id, c.direct_low, c.direct_high, c.head_seq, c.head_ordinal,
         greatest(m.read_seq, least(k.read_seq, v.seq)) AS read_seq,
         greatest(m.delivered_seq, least(greatest(k.read_seq, k.delivered_seq), v.seq)) AS delivered_seq,
         m.read_seq AS old_read_seq, m.read_ordinal AS old_read_ordinal, m.delivered_seq AS old_delivered_seq
@@ -46,16 +46,20 @@ WITH mark AS (
     JOIN conversation AS c ON c.id = k.conversation_id
     CROSS JOIN LATERAL (SELECT CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END AS seq) AS v
 ), risen AS (
-    SELECT r.conversation_id, r.user_id, r.direct_low, r.direct_high, r.head_seq, r.head_ordinal, r.last_at, r.read_seq, r.delivered_seq, r.old_read_seq, r.old_read_ordinal, r.old_delivered_seq,
+    SELECT r.conversation_id, r.user_id, r.direct_low, r.direct_high, r.head_seq, r.head_ordinal, r.read_seq, r.delivered_seq, r.old_read_seq, r.old_read_ordinal, r.old_delivered_seq,
         CASE
             WHEN r.read_seq = r.old_read_seq THEN r.old_read_ordinal
             WHEN r.read_seq = r.head_seq THEN r.head_ordinal
             ELSE coalesce((
                 SELECT e.ordinal FROM entry AS e
                 WHERE e.conversation_id = r.conversation_id AND e.seq = r.read_seq
-                  AND e.created_at <= r.last_at
                   AND e.created_at >= (
                       SELECT max(s.from_time) FROM entry_span AS s
+                      WHERE s.conversation_id = r.conversation_id AND s.from_seq <= r.read_seq
+                  )
+                  AND e.created_at < (
+                      SELECT (date_trunc('month', max(s.from_time) AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC'
+                      FROM entry_span AS s
                       WHERE s.conversation_id = r.conversation_id AND s.from_seq <= r.read_seq
                   )
             ), r.old_read_ordinal)
