@@ -83,6 +83,11 @@ func Defaults() (Config, error) {
 	return cfg, err
 }
 
+// drainBound is how long sockets may take to end.
+func (c *Config) drainBound() time.Duration {
+	return c.Socket.DrainWindow + c.Socket.MaxCallTimeout/2 + c.Socket.CloseGrace
+}
+
 // parsePrefixes reads CIDRs; a bare address stands for itself.
 func parsePrefixes(list []string) ([]netip.Prefix, error) {
 	prefixes := make([]netip.Prefix, 0, len(list))

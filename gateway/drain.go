@@ -28,11 +28,10 @@ func (c *connection) drainIn(after time.Duration) {
 func (g *Gateway) drainSockets(ctx context.Context) {
 	g.draining.Store(true)
 	g.open.shut()
-	cfg := &g.cfg.Socket
 	g.hub.eachStranger(func(c *connection) { c.drain() })
-	g.hub.each(func(c *connection) { c.drainIn(g.spread(cfg.DrainWindow)) })
+	g.hub.each(func(c *connection) { c.drainIn(g.spread(g.cfg.Socket.DrainWindow)) })
 
-	patience := time.NewTimer(cfg.DrainWindow + cfg.MaxCallTimeout/2 + cfg.CloseGrace)
+	patience := time.NewTimer(g.cfg.drainBound())
 	defer patience.Stop()
 	select {
 	case <-g.open.gone:

@@ -16,6 +16,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/metric"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -79,6 +80,7 @@ type setup struct {
 	methods map[string]rpc.Method
 	extra   map[string]http.Handler // services by name
 	keys    token.KeySource
+	meter   metric.MeterProvider
 }
 
 type world struct {
@@ -126,7 +128,7 @@ func newWorld(t testing.TB, change ...func(*setup)) *world {
 	verifier := token.NewVerifier(s.keys, w.revocations, s.clock, issuer, audience)
 	w.gateway, err = New(t.Context(), s.cfg, Deps{
 		Dialer: w.services(s, verifier), NATS: w.conn, Verifier: verifier, Revocations: w.revocations,
-		Clock: s.clock, Log: log, Methods: s.methods,
+		Clock: s.clock, Log: log, Methods: s.methods, Meter: s.meter,
 	})
 	require.NoError(t, err)
 	w.run()
@@ -165,6 +167,7 @@ func (w *world) serve(h http.Handler) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(w.t, err)
 	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{Handler: h, Protocols: protocols, ReadHeaderTimeout: patience}
 	done := make(chan struct{})
@@ -199,6 +202,14 @@ func (w *world) run() {
 			require.Fail(w.t, "the gateway does not end")
 		}
 	})
+}
+
+func users(people ...person) []uuid.UUID {
+	ids := make([]uuid.UUID, len(people))
+	for i, p := range people {
+		ids[i] = p.user
+	}
+	return ids
 }
 
 // person is somebody with a session.

@@ -1,0 +1,236 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/config"
+	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/lifecycle"
+	"github.com/parleychat/parley/pkg/rpc"
+	"github.com/parleychat/parley/pkg/telemetry"
+	"github.com/parleychat/parley/pkg/token"
+)
+
+// ProcessConfig is what a gateway that runs alone reads beside Config. The names
+// are those of the services.
+type ProcessConfig struct {
+	NATSURL         string `env:"NATS_URL" required:"true" secret:"true" doc:"NATS with JetStream; several addresses separated by commas."`
+	NATSCredentials string `env:"NATS_CREDENTIALS" doc:"The path of a NATS credentials file."`
+	NATSReplicas    int    `env:"NATS_REPLICAS" default:"1" min:"1" max:"5" doc:"The replicas of the streams, for one that has to be made anew; 3 in production."`
+
+	Listen      string `env:"LISTEN" default:":8080" doc:"Where calls and sockets are served: HTTP/1.1 and h2c."`
+	AdminListen string `env:"ADMIN_LISTEN" default:":9090" doc:"Where health, metrics and profiles are served."`
+
+	JWKSURL       string        `env:"JWKS_URL" required:"true" doc:"The key set of auth, for people's tokens."`
+	TokenIssuer   string        `env:"TOKEN_ISSUER" default:"parley" doc:"The issuer of people's tokens."`
+	TokenAudience string        `env:"TOKEN_AUDIENCE" default:"parley" doc:"The audience of people's tokens."`
+	TokenLife     time.Duration `env:"TOKEN_LIFE" default:"15m" min:"1m" max:"24h" doc:"How long a revocation is remembered: the life of access tokens."`
+
+	Backends map[string]string `env:"BACKENDS" required:"true" doc:"Where the services are: auth=http://auth:8080,…; calls are spread over all addresses of a name, and over several URLs separated by semicolons."`
+
+	LogLevel     slog.Level `env:"LOG_LEVEL" default:"info" doc:"debug, info, warn or error."`
+	LogFormat    string     `env:"LOG_FORMAT" default:"json" doc:"json or text."`
+	OTLPEndpoint string     `env:"OTLP_ENDPOINT" doc:"Where traces go by OTLP over HTTP; empty: nowhere."`
+	SampleRatio  float64    `env:"TRACE_SAMPLE_RATIO" default:"0.01" min:"0" max:"1" doc:"The part of the traces that is exported."`
+
+	DrainDelay  time.Duration `env:"DRAIN_DELAY" default:"5s" max:"5m" doc:"From not ready to the end of intake: as long as balancers take to notice."`
+	ClockOffset time.Duration `env:"CLOCK_OFFSET" doc:"Moves the clock of this process; for tests of clock jumps only."`
+}
+
+// Main is the whole program of a gateway. Without arguments it serves until
+// SIGINT or SIGTERM; a second signal ends it at once. "config" lists the
+// environment variables.
+func Main() {
+	ctx, stop := lifecycle.Signals(context.Background())
+	code := command(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func command(ctx context.Context, args, environ []string, out, errOut io.Writer) int {
+	var err error
+	switch {
+	case len(args) == 0:
+		err = serve(ctx, environ, errOut)
+	case len(args) == 1 && args[0] == "config":
+		err = printConfig(out)
+	default:
+		_, _ = fmt.Fprintln(errOut, "usage: gateway [config]") // nobody to tell
+		return 2
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(errOut, "gateway: %s\n", telemetry.Mask(err.Error())) // nobody to tell
+		return 1
+	}
+	return 0
+}
+
+// Describe lists the environment variables of a gateway that runs alone.
+func Describe() ([]config.Field, error) {
+	fields, err := config.Describe(envPrefix, &ProcessConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("describe the configuration: %w", err)
+	}
+	own, err := config.Describe(envPrefix, &Config{})
+	if err != nil {
+		return nil, fmt.Errorf("describe the configuration: %w", err)
+	}
+	return append(fields, own...), nil
+}
+
+func printConfig(out io.Writer) error {
+	fields, err := Describe()
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, f := range fields {
+		state := "default " + f.Default
+		switch {
+		case f.Required:
+			state = "required"
+		case f.Default == "":
+			state = "may be empty"
+		}
+		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.Type, state, f.Doc); err != nil {
+			return fmt.Errorf("print the configuration: %w", err)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("print the configuration: %w", err)
+	}
+	return nil
+}
+
+// serve runs a gateway alone in its process.
+func serve(ctx context.Context, environ []string, logOut io.Writer) error {
+	var p ProcessConfig
+	var cfg Config
+	settings := config.NewSource(envPrefix, environ)
+	if err := errors.Join(settings.Load(&p), settings.Load(&cfg), settings.Unknown()); err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	tel, err := telemetry.Setup(ctx, telemetry.Config{
+		Service: "gateway", Version: version(), LogLevel: p.LogLevel, LogFormat: p.LogFormat, LogOutput: logOut,
+		OTLPEndpoint: p.OTLPEndpoint, SampleRatio: p.SampleRatio,
+	})
+	if err != nil {
+		return fmt.Errorf("set up telemetry: %w", err)
+	}
+	log := tel.Log.With("service", "gateway")
+	group := lifecycle.New(log, lifecycle.DrainDelay(p.DrainDelay), lifecycle.PhaseTimeout(cfg.drainBound()+5*time.Second))
+	group.OnStop(lifecycle.Store, "telemetry", tel.Shutdown)
+	adm := admin.New(log, tel.MetricsHandler())
+	if err := addAdmin(ctx, group, adm, p.AdminListen); err != nil {
+		return err
+	}
+	if err := addGateway(ctx, group, adm, p, cfg, log); err != nil {
+		return err
+	}
+	adm.Started()
+	if err := group.Run(ctx); err != nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	return nil
+}
+
+// addAdmin opens the admin port, which lives until the last phase.
+func addAdmin(ctx context.Context, group *lifecycle.Group, adm *admin.Server, address string) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen on %sADMIN_LISTEN: %w", envPrefix, err)
+	}
+	group.OnDrain(adm.Drain)
+	group.Add(lifecycle.Store, "admin port", func(ctx context.Context) error { return adm.Serve(ctx, listener) })
+	return nil
+}
+
+// addGateway wires the gateway and what feeds it.
+func addGateway(
+	ctx context.Context, group *lifecycle.Group, adm *admin.Server, p ProcessConfig, cfg Config, log *slog.Logger,
+) error {
+	bus, err := event.Connect(ctx, event.Config{
+		URL: p.NATSURL, Name: "gateway", CredentialsFile: p.NATSCredentials, Replicas: p.NATSReplicas,
+	}, log)
+	if err != nil {
+		return fmt.Errorf("connect to the bus: %w", err)
+	}
+	dialer, err := rpc.Remote(backends(p.Backends), rpc.RemoteConfig{Log: log})
+	if err != nil {
+		bus.Close()
+		return fmt.Errorf("%sBACKENDS: %w", envPrefix, err)
+	}
+	group.OnStop(lifecycle.Store, "connections", func(context.Context) error {
+		dialer.Close()
+		bus.Close()
+		return nil
+	})
+	clk := clock.Offset(clock.System(), p.ClockOffset)
+	keys := token.RemoteKeys(&http.Client{Timeout: verifyTimeout}, p.JWKSURL, clk)
+	revocations := token.NewRevocations(clk, p.TokenLife)
+	g, err := New(ctx, cfg, Deps{
+		Dialer: dialer, NATS: bus.Conn(), Clock: clk, Log: log, Revocations: revocations,
+		Verifier: token.NewVerifier(keys, revocations, clk, p.TokenIssuer, p.TokenAudience),
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.Listen)
+	if err != nil {
+		return fmt.Errorf("listen on %sLISTEN: %w", envPrefix, err)
+	}
+	log.Info("listening", "address", listener.Addr().String())
+	adm.AddCheck("bus", admin.Once, g.Ready)
+	adm.AddCheck("keys", admin.Once, keys.Fetch)
+	adm.AddCheck("revocations", admin.Once, func(context.Context) error { return known(revocations) })
+	group.Add(lifecycle.Intake, "gateway", func(ctx context.Context) error { return g.Run(ctx, listener) })
+	// Until the last socket is gone a revocation has to reach it.
+	group.Add(lifecycle.Listen, "revocations", func(ctx context.Context) error { return revocations.Follow(ctx, bus) })
+	return nil
+}
+
+func known(revocations *token.Revocations) error {
+	select {
+	case <-revocations.Ready():
+		return nil
+	default:
+		return errors.New("the revocations are not read yet")
+	}
+}
+
+// backends turns the semicolons of the setting, whose commas separate services,
+// into the commas that separate addresses for the dialer.
+func backends(setting map[string]string) map[string]string {
+	addresses := make(map[string]string, len(setting))
+	for name, address := range setting {
+		addresses[name] = strings.ReplaceAll(address, ";", ",")
+	}
+	return addresses
+}
+
+// version is what the Go toolchain has stamped into the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return info.Main.Version
+}
