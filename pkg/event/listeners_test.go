@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/testkit"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
@@ -140,6 +141,17 @@ func TestListenerFails(t *testing.T) {
 		require.Eventually(t, func() bool { n, _, _ := w.effect("lion"); return n == 1 }, patience, often, "it happens in the end")
 		w.dead(0)
 	})
+	t.Run("ACallWithoutEndIsCutOffAndParked", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		l := event.On("zoo", "animal.fed", event.Once, func(ctx context.Context, _ pgx.Tx, _ *eventv1.Event, _ *wrapperspb.StringValue) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		w.listen([]event.Listener{l}, event.MaxAttempts(2), event.HandleTimeout(50*time.Millisecond))
+		w.publish(fed("lion", 1, "full"))
+		require.Contains(t, w.dead(1)[0].Letter.GetError(), "deadline")
+	})
 	t.Run("APanicIsAnErrorLikeAnyOther", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
@@ -170,6 +182,28 @@ func TestListenerUnknownPayloadIsLeftForANewerReplica(t *testing.T) {
 	})
 	w.listen([]event.Listener{newer})
 	require.Eventually(t, func() bool { n, _, _ := w.effect("lion"); return n == 1 }, patience, often, "the newer replica takes it")
+}
+
+func TestDatabaseAwayParksNothing(t *testing.T) {
+	t.Parallel()
+	server := testkit.PrivatePostgres(t)
+	w := newWorldOn(t, testkit.NATS(t).URL, server.NewDatabase(t, testkit.Schema{Service: "alpha"}))
+	var calls atomic.Int32
+	w.listen([]event.Listener{counting(&calls, event.On("zoo", "animal.fed", event.Once, count))}, event.MaxAttempts(1))
+	w.publish(fed("before", 1, ""))
+	require.Eventually(t, func() bool { n, _, _ := w.effect("before"); return n == 1 }, patience, often, "it has happened")
+
+	server.Kill9()
+	for range 20 {
+		w.publish(fed("during", 1, ""))
+	}
+	server.Restart()
+	require.Eventually(t, func() bool {
+		var n int
+		err := w.pool.QueryRow(t.Context(), `SELECT n FROM effect WHERE key = 'during'`).Scan(&n)
+		return err == nil && n == 20
+	}, patience, often, "all of them happen, once")
+	w.dead(0)
 }
 
 func TestListenersAddRefuses(t *testing.T) {

@@ -47,8 +47,13 @@ func newWorld(t *testing.T) *world {
 
 func newWorldAt(t *testing.T, url string) *world {
 	t.Helper()
+	return newWorldOn(t, url, testkit.NewDatabase(t, testkit.Schema{Service: "alpha"}))
+}
+
+func newWorldOn(t *testing.T, url string, db *testkit.Database) *world {
+	t.Helper()
 	w := &world{t: t, url: url, clock: clock.NewFake(time.Now())}
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testkit.NewDatabase(t, testkit.Schema{Service: "alpha"}).URL("alpha")})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: db.URL("alpha")})
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	w.pool = pool

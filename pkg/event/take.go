@@ -28,9 +28,9 @@ var errDuplicate = errors.New("done before")
 
 // take handles one delivery to its end: acknowledged, to be tried again, or
 // parked. The call in progress may finish when the service stops, hence a context
-// that outlives ctx.
+// that outlives ctx; it ends when JetStream would deliver again anyway.
 func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ls.opts.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackWait)
 	defer cancel()
 	ev := &eventv1.Event{}
 	if err := proto.Unmarshal(msg.Data(), ev); err != nil {
@@ -52,7 +52,7 @@ func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
 		c.settle(ctx, msg, ev, outcomeDuplicate)
 	case errors.Is(err, ErrUnknownPayload):
 		c.retry(ctx, msg, ev, outcomeUnknown, c.ls.opts.unknownWait, err)
-	case passes(err):
+	case c.passes(ctx, err):
 		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), err)
 	default:
 		span.SetStatus(codes.Error, err.Error())
@@ -66,6 +66,8 @@ func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
 
 // effect runs guard and handler in one transaction.
 func (c *consumer) effect(ctx context.Context, ev *eventv1.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, c.ls.opts.timeout)
+	defer cancel()
 	var err error
 	for range 3 { // a deadlock's victim goes again at once: nothing has happened
 		handleCtx, committed := withAfterCommit(ctx)
@@ -166,11 +168,20 @@ func (c *consumer) park(ctx context.Context, msg jetstream.Msg, ev *eventv1.Even
 	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcomeParked)
 }
 
-// passes tells whether an error is an outage, which no event is to blame for.
-func passes(err error) bool {
+// passes tells whether an error is an outage, which no event is to blame for. Of a
+// call that ran out of time only the database itself can tell: if it does not
+// answer now either, it was not the handler's fault.
+func (c *consumer) passes(ctx context.Context, err error) bool {
 	var later errLater
-	return errors.As(err, &later) || postgres.IsUnavailable(err) || postgres.IsRetryable(err) ||
-		connect.CodeOf(err) == connect.CodeUnavailable
+	if errors.As(err, &later) || postgres.IsUnavailable(err) || postgres.IsRetryable(err) || connect.CodeOf(err) == connect.CodeUnavailable {
+		return true
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return postgres.Ready(ctx, c.ls.pool) != nil
 }
 
 // key tells deliveries of one event apart from those of others.

@@ -8,10 +8,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/outbox"
 	"github.com/parleychat/parley/pkg/postgres"
+	"github.com/parleychat/parley/pkg/testkit"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
@@ -64,6 +66,40 @@ func TestTx(t *testing.T) {
 		}))
 		require.Zero(t, w.waiting())
 	})
+}
+
+func TestAppendFromAListener(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	o := w.outbox(outbox.WithGrace(time.Hour)) // the relay has no part in it
+	w.run(o)
+	failures := 2
+	ls := event.NewListeners("zoo", w.bus, w.pool, w.clock, testkit.Logger(t), event.Backoff(func(int) time.Duration { return often }))
+	require.NoError(t, ls.Add(event.On("farm", "animal.sold", event.Once,
+		func(ctx context.Context, tx pgx.Tx, ev *eventv1.Event, _ *wrapperspb.StringValue) error {
+			if err := o.Append(ctx, tx, fed(ev.GetKey())); err != nil {
+				return err
+			}
+			if failures--; failures >= 0 {
+				return errors.New("rolled back, and its event with it")
+			}
+			return nil
+		})))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- ls.Run(ctx) }()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+
+	sold := event.New("animal.sold", "lion", 1, wrapperspb.String("cheap"))
+	require.NoError(t, w.bus.Publish(t.Context(), "farm", w.clock.Now(), sold))
+	require.Eventually(t, func() bool { return len(w.published()) > 0 }, patience, often, "published after the listener's commit")
+	w.drained()
+	require.Equal(t, []string{"lion"}, keys(w.published()))
+
+	require.NoError(t, pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
+		return errors.Join(o.Append(t.Context(), tx), o.Append(t.Context(), tx, fed("left to the relay")))
+	}))
+	require.Equal(t, 1, w.waiting())
 }
 
 // insertRow is what messaging's own statement does.

@@ -33,7 +33,7 @@ func (o *Outbox) keepStream(ctx context.Context) {
 // whoever made it, the rows that are kept go out again. The row's lock makes one
 // replica do it, and a crash before the commit leaves all of it to the next check.
 func (o *Outbox) checkStream(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, rebuildTime)
 	defer cancel()
 	stream, err := o.bus.EnsureStream(ctx, o.service)
 	if err != nil {
@@ -46,6 +46,8 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 	if same {
 		return nil
 	}
+	// Whatever the comparison says, from here on rows may go out.
+	defer o.openGate()
 	err = pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
 		var known string
 		err := tx.QueryRow(ctx, `
@@ -58,7 +60,8 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 		if known == created {
 			return nil
 		}
-		n, err := unmark(ctx, tx, o.clock.Now().Add(-o.opts.keep))
+		now := o.clock.Now()
+		n, err := unmark(ctx, tx, now.Add(-o.opts.keep), now)
 		if err != nil {
 			return err
 		}
@@ -74,7 +77,6 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 	o.mu.Lock()
 	o.streamCreated = created
 	o.mu.Unlock()
-	o.openGate()
 	o.nudge()
 	return nil
 }
@@ -102,17 +104,38 @@ type execer interface {
 // stream that was damaged or restored from an old copy. Listeners do nothing
 // twice. It returns the number of rows.
 func (o *Outbox) Republish(ctx context.Context, since time.Time) (rows int64, err error) {
-	rows, err = unmark(ctx, o.pool, since)
+	rows, err = unmark(ctx, o.pool, since, o.clock.Now())
 	if err == nil {
 		o.nudge()
 	}
 	return rows, err
 }
 
-func unmark(ctx context.Context, db execer, since time.Time) (int64, error) {
-	tag, err := db.Exec(ctx, `UPDATE outbox SET published_at = NULL WHERE created_at >= $1 AND published_at IS NOT NULL`, since)
-	if err != nil {
-		return 0, fmt.Errorf("unmark outbox rows: %w", err)
+const (
+	// rebuildTime bounds the unmarking of all kept rows.
+	rebuildTime = 10 * time.Minute
+	// unmarkSlice is how much time one statement unmarks: three days at once
+	// would run into the role's statement_timeout.
+	unmarkSlice = 10 * time.Minute
+)
+
+// unmark has all rows of since and later published again. now bounds the slices;
+// the last one is open, for rows of a clock that is ahead.
+func unmark(ctx context.Context, db execer, since, now time.Time) (rows int64, err error) {
+	for from := since; ; from = from.Add(unmarkSlice) {
+		var to *time.Time
+		if end := from.Add(unmarkSlice); !end.After(now) {
+			to = &end
+		}
+		tag, err := db.Exec(ctx, `
+			UPDATE outbox SET published_at = NULL
+			WHERE created_at >= $1 AND created_at < coalesce($2::timestamptz, 'infinity') AND published_at IS NOT NULL`, from, to)
+		if err != nil {
+			return rows, fmt.Errorf("unmark outbox rows: %w", err)
+		}
+		rows += tag.RowsAffected()
+		if to == nil {
+			return rows, nil
+		}
 	}
-	return tag.RowsAffected(), nil
 }
