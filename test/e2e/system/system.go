@@ -63,16 +63,10 @@ type System struct {
 	processes []*Process // in the order of their start
 }
 
-// places bounds how many systems run at once: more than two make everything late
-// on a small machine, and late looks like broken.
-var places = make(chan struct{}, 2)
-
 // Start starts the product in a shape and waits until all of it is ready. It ends
 // after the test.
 func Start(t testing.TB, shape Shape, o Options) *System {
 	t.Helper()
-	places <- struct{}{}
-	t.Cleanup(func() { <-places })
 	s := &System{Shape: shape, t: t}
 	if shape == OneProcess {
 		s.startOneProcess(o)
@@ -109,7 +103,7 @@ func (s *System) Restart(clockOffset time.Duration) {
 	}
 }
 
-// gatewayOf and others name the variables that begin with a domain's prefix.
+// domains are the services, in the order of their start.
 var domains = []string{"auth", "user", "messaging"}
 
 // clocks are the variables that move the clocks of all programs.
