@@ -194,6 +194,10 @@ func (b *Bus) ensureDead(ctx context.Context) (jetstream.Stream, error) {
 }
 
 func (b *Bus) ensure(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+	// A request that the server took with it when it died is never answered: no
+	// caller's longer deadline may wait for it.
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.PublishTimeout)
+	defer cancel()
 	// Look first: the settings of an existing stream are the operator's.
 	s, err := b.js.Stream(ctx, cfg.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
@@ -123,19 +122,21 @@ func (w *world) drained() {
 	require.Eventually(w.t, func() bool { return w.waiting() == 0 }, patience, often, "everything is published and marked")
 }
 
-// published are the events in the stream, in its order.
+// published are the events in the stream, in its order; none while the stream
+// cannot be read. Conditions that are polled call it: it must not end the test.
 func (w *world) published() []*eventv1.Event {
 	w.t.Helper()
 	stream, err := w.bus.JetStream().Stream(w.t.Context(), event.StreamName("zoo"))
 	if err != nil {
-		require.ErrorIs(w.t, err, jetstream.ErrStreamNotFound)
-		return nil
+		return nil // the stream, or the server, is not there now
 	}
 	info := stream.CachedInfo().State
 	out := make([]*eventv1.Event, 0, info.Msgs)
 	for seq := info.FirstSeq; seq <= info.LastSeq && info.Msgs > 0; seq++ {
 		raw, err := stream.GetMsg(w.t.Context(), seq)
-		require.NoError(w.t, err)
+		if err != nil {
+			return nil
+		}
 		ev := &eventv1.Event{}
 		require.NoError(w.t, proto.Unmarshal(raw.Data, ev))
 		out = append(out, ev)
