@@ -19,6 +19,8 @@ func TestCreateDirectConversation(t *testing.T) {
 	ctx := t.Context()
 
 	t.Run("BothStartAtOnceAndGetOne", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		a, b := w.person(), w.person()
 		found := make([]string, 20)
 		together(len(found), func(i int) {
@@ -45,6 +47,8 @@ func TestCreateDirectConversation(t *testing.T) {
 		require.Equal(t, 1, told)
 	})
 	t.Run("BeginsWithAnEntryAndIsPushedToBoth", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		a, b := w.person(), w.person()
 		atA, atB := w.Pushes(a.id), w.Pushes(b.id)
 		id := a.talk(b)
@@ -65,15 +69,21 @@ func TestCreateDirectConversation(t *testing.T) {
 		require.NotNil(t, seen.GetLastEntry().GetStarted())
 	})
 	t.Run("NobodyKnown", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		_, err := w.person().CreateDirectConversation(ctx, &messagingv1.CreateDirectConversationRequest{UserId: uuid.NewString()})
 		requireReason(t, err, connect.CodeNotFound, errorv1.Reason_REASON_USER_NOT_FOUND)
 	})
 	t.Run("WithOneself", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		a := w.person()
 		_, err := a.CreateDirectConversation(ctx, &messagingv1.CreateDirectConversationRequest{UserId: a.id.String()})
 		requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_SELF_CONVERSATION)
 	})
 	t.Run("Anonymous", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		_, err := (&person{w: w}).anonymous().GetConversation(ctx, &messagingv1.GetConversationRequest{ConversationId: uuid.NewString()})
 		requireReason(t, err, connect.CodeUnauthenticated, errorv1.Reason_REASON_TOKEN_MISSING)
 	})
@@ -85,6 +95,8 @@ func TestGetConversation(t *testing.T) {
 	_, _, id := w.friends()
 	for name, conversation := range map[string]string{"Foreign": id, "Unknown": uuid.NewString()} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := w.in(t)
 			_, err := w.person().GetConversation(t.Context(), &messagingv1.GetConversationRequest{ConversationId: conversation})
 			requireReason(t, err, connect.CodeNotFound, errorv1.Reason_REASON_CONVERSATION_NOT_FOUND)
 		})
@@ -106,6 +118,7 @@ func TestListConversations(t *testing.T) {
 	want := append([]string{made[4]}, made[:4]...)
 
 	t.Run("LastActiveFirstOverPages", func(t *testing.T) {
+		t.Parallel()
 		var got []string
 		token := ""
 		for {
@@ -119,6 +132,8 @@ func TestListConversations(t *testing.T) {
 		require.Equal(t, want, got)
 	})
 	t.Run("NobodyElsesToken", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		res, err := a.ListConversations(ctx, &messagingv1.ListConversationsRequest{PageSize: 2})
 		require.NoError(t, err)
 		_, err = w.person().ListConversations(ctx, &messagingv1.ListConversationsRequest{PageToken: res.GetNextPageToken()})

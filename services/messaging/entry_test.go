@@ -29,6 +29,7 @@ func TestListMessages(t *testing.T) {
 	}
 	for _, size := range []int32{1, 3, 7, 8} {
 		t.Run(fmt.Sprintf("PagesOf%d", size), func(t *testing.T) {
+			t.Parallel()
 			var got []string
 			var pages int
 			for token := ""; pages == 0 || token != ""; pages++ {
@@ -41,6 +42,12 @@ func TestListMessages(t *testing.T) {
 		})
 	}
 	t.Run("NewMessagesDoNotShiftPages", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
+		a, b, id := w.friends()
+		for i := range 7 {
+			a.say(id, text(0, i))
+		}
 		first, err := b.ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: id, PageSize: 3})
 		require.NoError(t, err)
 		a.say(id, "meanwhile")
@@ -49,16 +56,22 @@ func TestListMessages(t *testing.T) {
 		require.Equal(t, want[3:6], texts(second.GetEntries()))
 	})
 	t.Run("TokenOfAnotherConversation", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		res, err := a.ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: id, PageSize: 3})
 		require.NoError(t, err)
-		_, err = a.ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: a.talk(w.person()), PageToken: res.GetNextPageToken()})
+		_, err = a.ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: a.by(w).talk(w.person()), PageToken: res.GetNextPageToken()})
 		requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_PAGE_TOKEN_INVALID)
 	})
 	t.Run("OfAStranger", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		_, err := w.person().ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: id})
 		requireReason(t, err, connect.CodeNotFound, errorv1.Reason_REASON_CONVERSATION_NOT_FOUND)
 	})
 	t.Run("OfAnEmptyOne", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		_, d, empty := w.friends()
 		res, err := d.ListMessages(ctx, &messagingv1.ListMessagesRequest{ConversationId: empty})
 		require.NoError(t, err)
@@ -76,6 +89,7 @@ func TestListEvents(t *testing.T) {
 		a.say(id, text(0, i))
 	}
 	t.Run("FillsAHole", func(t *testing.T) {
+		t.Parallel()
 		res, err := b.ListEvents(ctx, &messagingv1.ListEventsRequest{ConversationId: id, AfterSeq: 2, Limit: 3})
 		require.NoError(t, err)
 		require.Equal(t, []string{text(0, 1), text(0, 2), text(0, 3)}, texts(res.GetEntries()))
@@ -83,16 +97,24 @@ func TestListEvents(t *testing.T) {
 		require.EqualValues(t, 6, res.GetHeadSeq())
 	})
 	t.Run("AtTheHead", func(t *testing.T) {
+		t.Parallel()
 		res, err := b.ListEvents(ctx, &messagingv1.ListEventsRequest{ConversationId: id, AfterSeq: 6})
 		require.NoError(t, err)
 		require.Empty(t, res.GetEntries())
 		require.False(t, res.GetHasMore())
 	})
 	t.Run("BeyondTheHead", func(t *testing.T) {
+		t.Parallel()
 		_, err := b.ListEvents(ctx, &messagingv1.ListEventsRequest{ConversationId: id, AfterSeq: 7})
 		requireReason(t, err, connect.CodeOutOfRange, errorv1.Reason_REASON_RESET_REQUIRED)
 	})
 	t.Run("OnlyBetweenJoiningAndLeaving", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
+		a, b, id := w.friends()
+		for i := range 5 {
+			a.say(id, text(0, i))
+		}
 		w.exec("UPDATE member SET join_seq = 3, left_seq = 5 WHERE conversation_id = $1 AND user_id = $2", id, b.id)
 		res, err := b.ListEvents(ctx, &messagingv1.ListEventsRequest{ConversationId: id})
 		require.NoError(t, err)
@@ -103,6 +125,8 @@ func TestListEvents(t *testing.T) {
 		require.Len(t, messages.GetEntries(), 3)
 	})
 	t.Run("OfAStranger", func(t *testing.T) {
+		t.Parallel()
+		w := w.in(t)
 		_, err := w.person().ListEvents(ctx, &messagingv1.ListEventsRequest{ConversationId: uuid.NewString()})
 		requireReason(t, err, connect.CodeNotFound, errorv1.Reason_REASON_CONVERSATION_NOT_FOUND)
 	})
@@ -140,6 +164,8 @@ func TestHistoryTouchesOnlyItsPartitions(t *testing.T) {
 		}, []string{"entry_p202608"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := w.in(t)
 			c.args["conversation_id"] = "'" + id + "'::uuid"
 			touched := w.touched(query(t, c.file, c.query, c.args))
 			require.ElementsMatch(t, c.touched, touched)

@@ -46,6 +46,16 @@ func start(t testing.TB, opts servicetest.Options, permissions messaging.Permiss
 	return &world{Harness: servicetest.Start(t, opts, def), t: t, def: def}
 }
 
+// in is the same world in a subtest, which its helpers then fail.
+func (w *world) in(t testing.TB) *world {
+	return &world{Harness: w.Harness, t: t, def: w.def}
+}
+
+// by is the same person in a subtest.
+func (p *person) by(w *world) *person {
+	return &person{p.MessagingServiceClient, w, p.id, p.caller}
+}
+
 // person is somebody with an account, and a client of their own.
 type person struct {
 	messagingv1connect.MessagingServiceClient
@@ -77,7 +87,8 @@ func (p *person) at(in *servicetest.Instance) *person {
 func (w *world) friends() (a, b *person, conversation string) {
 	w.t.Helper()
 	a, b = w.person(), w.person()
-	return a, b, a.talk(b)
+	conversation = a.talk(b)
+	return a, b, conversation
 }
 
 func (p *person) talk(other *person) (conversation string) {

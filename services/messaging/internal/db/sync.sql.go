@@ -89,7 +89,9 @@ type SyncChangesRow struct {
 // A conversation's change is the highest transaction id among its own row and its
 // members' rows; to one who has left, only its own row counts. The next cursor is
 // the snapshot's xmin: whatever this snapshot does not see was written by a
-// transaction with that id or a higher one, however late it commits.
+// transaction with that id or a higher one, however late it commits. A long writing
+// transaction anywhere in the cluster holds xmin back: until it ends, Syncs tell
+// some conversations again, which is harmless.
 //
 // A cursor of another cluster, timeline or operator's number, or from beyond this
 // snapshot, says nothing here: that caller starts from the beginning (reset). The
