@@ -9,9 +9,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
-	"google.golang.org/protobuf/proto"
 )
 
 // Config says how to reach NATS and how streams are kept.

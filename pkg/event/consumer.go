@@ -80,12 +80,10 @@ func (c *consumer) consume(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil // not acknowledged: it comes again
 		}
-		c.work.Add(1)
-		go func() {
-			defer c.work.Done()
+		c.work.Go(func() {
 			defer func() { <-c.ls.slots }()
 			c.take(ctx, msg)
-		}()
+		})
 	}
 }
 

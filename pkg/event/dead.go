@@ -34,7 +34,7 @@ type deadLetter struct {
 func (b *Bus) bury(ctx context.Context, d deadLetter) error {
 	data, err := proto.Marshal(&eventv1.DeadLetter{
 		Event: d.event, Service: d.service, Listener: d.listener,
-		Error: d.cause.Error(), Attempts: int32(min(d.attempts, 1<<30)), ParkedAt: timestamppb.New(d.at), //nolint:gosec // bounded
+		Error: d.cause.Error(), Attempts: int32(min(d.attempts, 1<<30)), ParkedAt: timestamppb.New(d.at),
 	})
 	if err != nil {
 		return fmt.Errorf("serialize dead letter: %w", err)

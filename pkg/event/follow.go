@@ -24,15 +24,14 @@ func (b *Bus) Follow(ctx context.Context, source, typ string, since time.Duratio
 	fn func(*eventv1.Event), caughtUp func(),
 ) error {
 	f := &follower{bus: b, source: source, typ: typ, since: since, fn: fn, caughtUp: caughtUp}
-	for ctx.Err() == nil {
+	for {
 		err := f.follow(ctx)
 		if ctx.Err() != nil {
-			break
+			return nil //nolint:nilerr // the end of ctx is why it failed
 		}
 		b.log.WarnContext(ctx, "follower starts over", "source", source, "type", typ, "error", err)
 		pause(ctx, 500*time.Millisecond)
 	}
-	return nil
 }
 
 type follower struct {

@@ -76,11 +76,11 @@ func On[T proto.Message](source, typ string, mode Mode,
 // older than the publisher. The event waits for a newer replica.
 var ErrUnknownPayload = errors.New("unknown payload")
 
-// errLater marks errors that pass by themselves.
-type errLater struct{ err error }
+// laterError marks errors that pass by themselves.
+type laterError struct{ err error }
 
-func (e errLater) Error() string { return e.err.Error() }
-func (e errLater) Unwrap() error { return e.err }
+func (e laterError) Error() string { return e.err.Error() }
+func (e laterError) Unwrap() error { return e.err }
 
 // Later marks an error of Handle as one that passes by itself (a callee is
 // away): the event is tried again without counting, so an outage parks nothing.
@@ -88,7 +88,7 @@ func Later(err error) error {
 	if err == nil {
 		return nil
 	}
-	return errLater{err: err}
+	return laterError{err: err}
 }
 
 func (l Listener) check() error {

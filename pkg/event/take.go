@@ -172,8 +172,7 @@ func (c *consumer) park(ctx context.Context, msg jetstream.Msg, ev *eventv1.Even
 // call that ran out of time only the database itself can tell: if it does not
 // answer now either, it was not the handler's fault.
 func (c *consumer) passes(ctx context.Context, err error) bool {
-	var later errLater
-	if errors.As(err, &later) || postgres.IsUnavailable(err) || postgres.IsRetryable(err) || connect.CodeOf(err) == connect.CodeUnavailable {
+	if _, later := errors.AsType[laterError](err); later || postgres.IsUnavailable(err) || postgres.IsRetryable(err) || connect.CodeOf(err) == connect.CodeUnavailable {
 		return true
 	}
 	if !errors.Is(err, context.DeadlineExceeded) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -31,8 +32,8 @@ const (
 // IsUniqueViolation tells whether err is the violation of the named unique
 // constraint or index; an empty name means any.
 func IsUniqueViolation(err error, constraint string) bool {
-	var pe *pgconn.PgError
-	return errors.As(err, &pe) && pe.Code == codeUniqueViolation && (constraint == "" || pe.ConstraintName == constraint)
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pe.Code == codeUniqueViolation && (constraint == "" || pe.ConstraintName == constraint)
 }
 
 // IsRetryable tells whether the whole transaction may simply be run again: a
@@ -49,8 +50,7 @@ func IsUnavailable(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return false
 	}
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return strings.HasPrefix(pe.Code, classConnectionException) ||
 			hasCode(err, codeTooManyConnections, codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow, codeReadOnlyTransaction)
 	}
@@ -62,14 +62,6 @@ func IsUnavailable(err error) bool {
 
 // hasCode tells whether err carries one of the SQLSTATE codes.
 func hasCode(err error, codes ...string) bool {
-	var pe *pgconn.PgError
-	if !errors.As(err, &pe) {
-		return false
-	}
-	for _, c := range codes {
-		if pe.Code == c {
-			return true
-		}
-	}
-	return false
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && slices.Contains(codes, pe.Code)
 }

@@ -63,8 +63,8 @@ func Migrate(ctx context.Context, url, service string, migrations fs.FS) error {
 
 func migrateFiles(ctx context.Context, cfg *pgx.ConnConfig, service, table string, files fs.FS) (err error) {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte("parley/migrate/" + service))                                                          // a hash never fails
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(h.Sum64())), lock.WithLockTimeout(1, 60)) //nolint:gosec // any 64 bits will do
+	_, _ = h.Write([]byte("parley/migrate/" + service)) // a hash never fails
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(h.Sum64())), lock.WithLockTimeout(1, 60))
 	if err != nil {
 		return fmt.Errorf("make migration lock: %w", err)
 	}

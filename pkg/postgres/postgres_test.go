@@ -173,7 +173,7 @@ func TestIsRetryable(t *testing.T) {
 	}
 	first, second := <-errs, <-errs
 	victim := errors.Join(first, second)
-	require.True(t, (first == nil) != (second == nil), "exactly one is the victim: %v", victim)
+	require.NotEqual(t, first == nil, second == nil, "exactly one is the victim: %v", victim)
 	require.True(t, postgres.IsRetryable(victim))
 	require.False(t, postgres.IsRetryable(fmt.Errorf("other")))
 }
