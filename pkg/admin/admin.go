@@ -166,12 +166,17 @@ func (s *Server) Handler() http.Handler {
 
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	status := s.Status(r.Context())
+	body, err := json.Marshal(status)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if !status.Ready {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	_ = json.NewEncoder(w).Encode(status) // the prober went away
+	_, _ = w.Write(append(body, '\n')) // the prober went away
 }
 
 // Serve answers on l until ctx ends, and closes l. Running requests are cut off:

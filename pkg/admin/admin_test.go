@@ -59,12 +59,12 @@ func TestNeeds(t *testing.T) {
 		require.Equal(t, "away", once.Status(t.Context()).Checks["nats"])
 
 		away.Store(false)
-		time.Sleep(time.Second) // virtual: the remembered answer grows old
+		<-time.After(time.Second) // virtual: the remembered answer grows old
 		require.True(t, always.Status(t.Context()).Ready)
 		require.True(t, once.Status(t.Context()).Ready)
 
 		away.Store(true)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		require.False(t, always.Status(t.Context()).Ready)
 		require.True(t, once.Status(t.Context()).Ready, "it was there once")
 		require.Equal(t, "away", once.Status(t.Context()).Checks["nats"])
@@ -108,10 +108,10 @@ func TestServe(t *testing.T) {
 
 	code, _ := get("/livez")
 	require.Equal(t, 200, code)
-	code, body := get("/readyz")
+	code, _ = get("/readyz")
 	require.Equal(t, 503, code)
 	s.Started()
-	code, body = get("/readyz")
+	code, body := get("/readyz")
 	require.Equal(t, 200, code)
 	var status admin.Status
 	require.NoError(t, json.Unmarshal(body, &status))

@@ -15,7 +15,7 @@ func TestFakeStandsStillUntilMoved(t *testing.T) {
 	c := clock.NewFake(start)
 
 	require.Equal(t, start.UTC().Truncate(time.Microsecond), c.Now())
-	require.Equal(t, c.Now(), c.Now())
+	require.Equal(t, start.UTC().Truncate(time.Microsecond), c.Now(), "it stands still")
 
 	c.Advance(36 * time.Hour)
 	require.Equal(t, start.Add(36*time.Hour).UTC().Truncate(time.Microsecond), c.Now())

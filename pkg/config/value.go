@@ -232,8 +232,7 @@ func parseMap(raw string) (map[string]string, error) {
 
 // plain drops strconv's repetition of the value.
 func plain(err error) error {
-	var n *strconv.NumError
-	if errors.As(err, &n) {
+	if n, ok := errors.AsType[*strconv.NumError](err); ok {
 		return n.Err
 	}
 	return err

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -123,9 +124,9 @@ func (g *Group) Run(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
-		g.log.Info("shutting down", "cause", context.Cause(ctx).Error())
+		g.log.InfoContext(ctx, "shutting down", "cause", context.Cause(ctx).Error())
 	case <-r.ended:
-		g.log.Error("shutting down: a task has ended by itself")
+		g.log.ErrorContext(ctx, "shutting down: a task has ended by itself")
 	}
 	for _, fn := range g.onDrain {
 		fn()
@@ -166,8 +167,9 @@ func (r *running) start(ctx context.Context, p Phase, t task) {
 			delete(r.alive[p], t.name)
 		}
 		r.mu.Unlock()
+		asked := stopped && errors.Is(err, context.Canceled)
 		switch {
-		case err != nil && !(stopped && errors.Is(err, context.Canceled)):
+		case err != nil && !asked:
 			r.fail(fmt.Errorf("%s: %w", t.name, err))
 		case !stopped:
 			r.fail(fmt.Errorf("%s: ended though nobody stopped it", t.name))
@@ -213,13 +215,12 @@ func (r *running) end(life context.Context, p Phase) {
 	case <-ctx.Done():
 		r.fail(fmt.Errorf("phase %s: still running after %s: %v", p, r.group.phaseTimeout, r.left(p)))
 	}
-	closers := r.group.closers[p]
-	for i := len(closers) - 1; i >= 0; i-- {
-		if err := closers[i].close(ctx); err != nil {
-			r.fail(fmt.Errorf("close %s: %w", closers[i].name, err))
+	for _, c := range slices.Backward(r.group.closers[p]) {
+		if err := c.close(ctx); err != nil {
+			r.fail(fmt.Errorf("close %s: %w", c.name, err))
 		}
 	}
-	r.group.log.Debug("phase ended", "phase", p.String())
+	r.group.log.DebugContext(ctx, "phase ended", "phase", p.String())
 }
 
 func (r *running) left(p Phase) []string {

@@ -138,7 +138,7 @@ func TestErrorsOfClosersAreTold(t *testing.T) {
 }
 
 // Not parallel: the signal goes to the whole test process.
-func TestSignalsEndTheContext(t *testing.T) {
+func TestSignalsEndTheContext(t *testing.T) { //nolint:paralleltest // see above
 	ctx, stop := lifecycle.Signals(t.Context())
 	defer stop()
 	require.NoError(t, syscall.Kill(syscall.Getpid(), syscall.SIGTERM))

@@ -88,7 +88,7 @@ func (e *example) GetUser(ctx context.Context, req *userv1.GetUserRequest) (*use
 		if err := row.Scan(&user.Id, &user.Username, &user.Version); err != nil {
 			return err
 		}
-		return emit(event.New("user.created", user.Id, user.Version, &userv1.UserCreated{UserId: user.Id}))
+		return emit(event.New("user.created", user.GetId(), user.GetVersion(), &userv1.UserCreated{UserId: user.GetId()}))
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, rpc.Error(connect.CodeNotFound, errorv1.Reason_REASON_USER_NOT_FOUND, "no such person")

@@ -135,7 +135,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	defer flush(ctx, tel)
 	log := tel.Log.With("service", def.Name)
 	if c.ClockOffset != 0 {
-		log.Warn("the clock is moved", "offset", c.ClockOffset)
+		log.WarnContext(ctx, "the clock is moved", "offset", c.ClockOffset)
 	}
 	bus, err := event.Connect(ctx, event.Config{
 		URL: c.NATSURL, Name: def.Name, CredentialsFile: c.NATSCredentials, Replicas: c.NATSReplicas,
@@ -151,7 +151,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	if redis != nil {
 		defer redis.Close()
 	}
-	dialer, err := rpc.Remote(backends(c.Backends), rpc.RemoteConfig{Log: log})
+	dialer, err := rpc.Remote(backends(c.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return fmt.Errorf("%sBACKENDS: %w", Prefix(def.Name), err)
 	}
@@ -197,7 +197,7 @@ func run(ctx context.Context, def Definition, c Config, d Deps, tel *telemetry.T
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	adminDone := make(chan error, 1)
 	go func() { adminDone <- d.Admin.Serve(adminCtx, adminListener) }()
-	tel.Log.Info("admin port", "service", def.Name, "address", adminListener.Addr().String())
+	tel.Log.InfoContext(ctx, "admin port", "service", def.Name, "address", adminListener.Addr().String())
 
 	err = func() error {
 		var err error
@@ -233,7 +233,7 @@ func flush(ctx context.Context, tel *telemetry.Telemetry) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := tel.Shutdown(ctx); err != nil {
-		tel.Log.Warn("telemetry was not delivered", "error", err)
+		tel.Log.WarnContext(ctx, "telemetry was not delivered", "error", err)
 	}
 }
 

@@ -153,6 +153,7 @@ func freeAddress(t *testing.T) string {
 // The whole life of a service that is alone: migrate, start while NATS is away,
 // become ready when it comes, stay ready when it goes, end at a signal.
 func TestTheWholeLife(t *testing.T) {
+	t.Parallel()
 	database, nats := provisioned(t), testkit.PrivateNATS(t)
 	_, key, err := ed25519.GenerateKey(nil)
 	require.NoError(t, err)
@@ -212,6 +213,7 @@ func TestTheWholeLife(t *testing.T) {
 }
 
 func TestAnUnknownSettingStopsALonelyService(t *testing.T) {
+	t.Parallel()
 	database := provisioned(t)
 	_, key, err := ed25519.GenerateKey(nil)
 	require.NoError(t, err)

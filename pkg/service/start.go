@@ -11,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/redis/rueidis"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/parleychat/parley/pkg/admin"
 	"github.com/parleychat/parley/pkg/clock"
@@ -121,7 +123,7 @@ func Start(ctx context.Context, def Definition, deps Deps) (*Running, error) {
 		defer cancel()
 		r.err = group.Run(ctx)
 	}()
-	run.rt.Log.Info("started", "address", fmt.Sprint(r.addr))
+	run.rt.Log.InfoContext(ctx, "started", "address", fmt.Sprint(r.addr))
 	return r, nil
 }
 
@@ -158,6 +160,9 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 			pool.Close()
 		}
 	}()
+	if err := otelpgx.RecordStats(pool, otelpgx.WithStatsAttributes(attribute.String("service", def.Name))); err != nil {
+		log.WarnContext(ctx, "the pool is not measured", "error", err)
+	}
 	settings := deps.Settings
 	if settings == nil {
 		settings = config.NewSource(Prefix(def.Name), nil)

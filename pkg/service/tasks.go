@@ -87,6 +87,6 @@ func (s *starting) prepareTables(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
 	if err := s.ensurePartitions(ctx); err != nil {
-		s.rt.Log.Warn("the partitions could not be made yet", "error", err)
+		s.rt.Log.WarnContext(ctx, "the partitions could not be made yet", "error", err)
 	}
 }

@@ -153,16 +153,16 @@ func newKey(t testing.TB) ed25519.PrivateKey {
 }
 
 // bearer puts an access token on every call.
-func bearer(make func() (string, error)) connect.ClientOption {
-	return connect.WithInterceptors(bearerInterceptor{make})
+func bearer(sign func() (string, error)) connect.ClientOption {
+	return connect.WithInterceptors(bearerInterceptor{sign})
 }
 
-type bearerInterceptor struct{ make func() (string, error) }
+type bearerInterceptor struct{ sign func() (string, error) }
 
 // WrapUnary implements connect.Interceptor.
 func (b bearerInterceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		raw, err := b.make()
+		raw, err := b.sign()
 		if err != nil {
 			return nil, err
 		}
@@ -175,7 +175,7 @@ func (b bearerInterceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (b bearerInterceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
 		conn := next(ctx, spec)
-		if raw, err := b.make(); err == nil { // without a token the call is refused, which tells enough
+		if raw, err := b.sign(); err == nil { // without a token the call is refused, which tells enough
 			conn.RequestHeader().Set("Authorization", "Bearer "+raw)
 		}
 		return conn

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -76,9 +77,10 @@ func Setup(ctx context.Context, cfg Config) (*Telemetry, error) {
 		return nil, errors.Join(err, t.Shutdown(ctx))
 	}
 	otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}))
+	ctx = context.WithoutCancel(ctx)
 	// A collector that is away costs a line, not the process.
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		t.Log.Warn("telemetry is not delivered", "error", err)
+		t.Log.WarnContext(ctx, "telemetry is not delivered", "error", err)
 	}))
 	return t, nil
 }
@@ -89,8 +91,8 @@ func (t *Telemetry) MetricsHandler() http.Handler { return t.metrics }
 // Shutdown delivers what is still held. ctx bounds it.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
 	var errs []error
-	for i := len(t.shutdown) - 1; i >= 0; i-- {
-		errs = append(errs, t.shutdown[i](ctx))
+	for _, stop := range slices.Backward(t.shutdown) {
+		errs = append(errs, stop(ctx))
 	}
 	t.shutdown = nil
 	return errors.Join(errs...)

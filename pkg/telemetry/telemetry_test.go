@@ -28,7 +28,7 @@ func TestSecretsAreMasked(t *testing.T) {
 	for name, attr := range map[string]slog.Attr{
 		"password key":     slog.String("password", "hunter2"),
 		"part of a key":    slog.String("refresh_token", "hunter2"),
-		"upper case key":   slog.String("Authorization", "hunter2"),
+		"upper case key":   slog.String("Authorization", "hunter2"), //nolint:sloglint // as a careless caller writes it
 		"e-mail key":       slog.String("email", "hunter2"),
 		"in a group":       slog.Group("request", slog.String("secret", "hunter2")),
 		"JWT value":        slog.String("got", "token is "+jwt+" hunter"),
@@ -90,7 +90,7 @@ func TestLevel(t *testing.T) {
 }
 
 // Not parallel: it installs the providers of the process.
-func TestSetup(t *testing.T) {
+func TestSetup(t *testing.T) { //nolint:paralleltest // see above
 	var out bytes.Buffer
 	tel, err := telemetry.Setup(t.Context(), telemetry.Config{Service: "parley", Version: "1", LogOutput: &out, SampleRatio: 0.01})
 	require.NoError(t, err)
