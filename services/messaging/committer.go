@@ -27,6 +27,19 @@ const (
 	overloadedRetry = time.Second
 )
 
+var (
+	// errUnknownOutcome: the message may be in the log or not. The client tries
+	// again with the same id and finds out. The cause is logged once per batch.
+	errUnknownOutcome = rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+		"it is not known whether the message was stored"), overloadedRetry)
+	errPermissionUnknown = rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+		"it is not known whether you may write to this person"), overloadedRetry)
+	errTooManySends = rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
+		"too many messages are waiting"), overloadedRetry)
+	errStopping = rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
+		"the service is stopping"), overloadedRetry)
+)
+
 // committer is one of the queues between SendMessage and the log. A conversation
 // always goes to the same one, so its sends are committed in the order in which
 // they came; see gatherer for how a batch forms.
@@ -85,15 +98,19 @@ func (c *committer) run(ctx context.Context) error {
 
 // submit queues a send. The error, if any, is the caller's answer.
 func (c *committer) submit(s *send) error {
-	switch err := c.queue.add(s); {
+	return refusal(c.queue.add(s), errTooManySends)
+}
+
+// refusal is what a caller gets to hear when a gatherer took nothing.
+func refusal(err error, full error) error {
+	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, errGathererFull):
-		return rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
-			"too many messages are waiting"), overloadedRetry)
-	case err != nil:
-		return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
-			"the service is stopping"), overloadedRetry)
+		return full
+	default:
+		return errStopping
 	}
-	return nil
 }
 
 // process works on one batch.
@@ -150,15 +167,8 @@ func (c *committer) commit(ctx context.Context, sends []*send) {
 		c.fail(ctx, sends, err) // no retry can help: an internal error, logged by the chain
 	default:
 		c.log.WarnContext(ctx, "group commit failed", "sends", len(sends), "error", err)
-		c.fail(ctx, sends, unknownOutcome(err))
+		c.fail(ctx, sends, errUnknownOutcome)
 	}
-}
-
-// unknownOutcome is the answer when the messages may be in the log or not. The
-// client tries again with the same id and finds out.
-func unknownOutcome(cause error) error {
-	return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
-		"it is not known whether the message was stored: %v", cause), overloadedRetry)
 }
 
 // settle answers the callers, then pushes: whoever sent has its answer first.
@@ -173,7 +183,7 @@ func (c *committer) settle(ctx context.Context, sends []*send, verdicts []verdic
 		}
 		a := answer{outcome: v.outcome, seq: v.seq, ordinal: v.ordinal, createdAt: v.createdAt}
 		if v.outcome == outcomeStale {
-			a = answer{outcome: outcomeFailed, err: permissionUnavailable()}
+			a = answer{outcome: outcomeFailed, err: errPermissionUnknown}
 		}
 		again = append(again, c.answer(ctx, s, a)...)
 	}
@@ -289,11 +299,6 @@ func (c *committer) release(ctx context.Context, open []*parking, err error) {
 		return
 	}
 	c.queue.mu.Unlock()
-	c.fail(ctx, sends, permissionUnavailable())
+	c.fail(ctx, sends, errPermissionUnknown)
 	c.queue.giveBack(nil, len(sends))
-}
-
-func permissionUnavailable() error {
-	return rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
-		"it is not known whether you may write to this person"), overloadedRetry)
 }

@@ -2,7 +2,6 @@ package messaging
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -28,6 +27,9 @@ const (
 	syncers     = 2
 	syncTimeout = 8 * time.Second
 )
+
+var errTooManySyncs = rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
+	"too many clients are syncing"), overloadedRetry)
 
 // cursor is what a client keeps between two calls of Sync.
 type cursor struct {
@@ -69,13 +71,8 @@ func (s *Service) Sync(ctx context.Context, req *messagingv1.SyncRequest) (*mess
 	case position != nil:
 		call.cursor = *position
 	}
-	switch err := s.syncs.queue.add(call); {
-	case errors.Is(err, errGathererFull):
-		return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
-			"too many clients are syncing"), overloadedRetry)
-	case err != nil:
-		return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE,
-			"the service is stopping"), overloadedRetry)
+	if err := refusal(s.syncs.queue.add(call), errTooManySyncs); err != nil {
+		return nil, err
 	}
 	select {
 	case a := <-call.done:

@@ -55,11 +55,13 @@ new_entry AS (
     FROM numbered
     ORDER BY ord
 ),
+-- By key: a batch of another replica that has some of the same keys waits at the
+-- first of them instead of meeting this one crosswise.
 new_key AS (
     INSERT INTO send_key (sender_id, client_message_id, conversation_id, seq, ordinal, created_at, content_hash)
     SELECT sender_id, client_message_id, conversation_id, seq, ordinal, created_at, content_hash
     FROM numbered
-    ORDER BY ord
+    ORDER BY sender_id, client_message_id
 ),
 head AS (
     SELECT conversation_id, min(seq) AS from_seq, max(seq) AS seq, max(ordinal) AS ordinal,
