@@ -33,6 +33,7 @@ type consumer struct {
 	// failures counts per event, here and not in JetStream's delivery count:
 	// that one rises with every outage and restart, and would park good events.
 	failures map[string]int
+	warned   time.Time // when an outage was last logged
 }
 
 // run consumes until ctx ends; whatever goes wrong with stream or consumer, it
@@ -67,7 +68,9 @@ func (c *consumer) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("consume: %w", err)
 	}
-	stop := context.AfterFunc(ctx, iter.Stop)
+	// Drained, not stopped: what was fetched ahead is given back below, or it
+	// would reach another replica only after ackWait, at every release.
+	stop := context.AfterFunc(ctx, iter.Drain)
 	defer stop()
 	defer iter.Stop()
 	for {
@@ -75,15 +78,29 @@ func (c *consumer) consume(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("next event: %w", err)
 		}
-		select {
-		case c.ls.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil // not acknowledged: it comes again
+		if !c.slot(ctx) {
+			if err := msg.Nak(); err != nil {
+				return fmt.Errorf("give back event: %w", err)
+			}
+			continue
 		}
 		c.work.Go(func() {
 			defer func() { <-c.ls.slots }()
 			c.take(ctx, msg)
 		})
+	}
+}
+
+// slot waits for leave to work on an event; false says that ctx has ended.
+func (c *consumer) slot(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	select {
+	case c.ls.slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -121,6 +138,17 @@ func (c *consumer) failed(id string) int {
 	}
 	c.failures[id]++
 	return c.failures[id]
+}
+
+// mayWarn tells whether it is time to log an outage again.
+func (c *consumer) mayWarn() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.warned) < 10*time.Second {
+		return false
+	}
+	c.warned = time.Now()
+	return true
 }
 
 func (c *consumer) forget(id string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"time"
 
@@ -145,7 +146,11 @@ func (c *consumer) ack(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event
 // retry asks for another delivery after a while.
 func (c *consumer) retry(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, outcome string, wait time.Duration, cause error) {
 	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcome)
-	c.log.WarnContext(ctx, "event will be tried again", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
+	level := slog.LevelWarn
+	if outcome == outcomeUnavailable && !c.mayWarn() {
+		level = slog.LevelDebug // in an outage every event says the same, every second
+	}
+	c.log.Log(ctx, level, "event will be tried again", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
 		"outcome", outcome, "wait", wait, "error", cause)
 	if err := msg.NakWithDelay(wait); err != nil {
 		c.log.DebugContext(ctx, "event comes again after the server's wait", "event", ev.GetId(), "error", err)
