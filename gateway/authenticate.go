@@ -110,7 +110,7 @@ func (c *connection) greet(id uint32, claims token.Claims) {
 		UserId: claims.UserID.String(), SessionId: claims.SessionID.String(),
 		TokenExpiresAt: timestamppb.New(claims.ExpiresAt), ServerTime: timestamppb.New(c.gw.clock.Now()),
 		IdleInterval:  durationpb.New(cfg.IdleInterval),
-		MaxFrameBytes: uint32(cfg.FrameBytes), MaxOpenCalls: uint32(cfg.OpenCalls), //nolint:gosec // small by configuration
+		MaxFrameBytes: uint32(cfg.FrameBytes), MaxOpenCalls: uint32(cfg.OpenCalls),
 	}}}
 	data, err := c.format.encode(frame)
 	if err != nil {

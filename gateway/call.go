@@ -22,6 +22,11 @@ import (
 // perform forwards the call to its service and gives the encoded reply. The
 // service verifies the token again: it trusts nobody.
 func (p *pending) perform() ([]byte, kind) {
+	if err := p.ctx.Err(); err != nil {
+		// It has waited in its lane for too long, or its socket is gone: then nothing
+		// may happen any more that nobody asked for again.
+		return p.encode(p.ctx, nil, err), kindReply
+	}
 	g := p.c.gw
 	began := time.Now()
 	ctx, span := g.tracer.Start(p.ctx, strings.TrimPrefix(p.route.Procedure, "/"),

@@ -55,6 +55,6 @@ func closePayload(code int, reason string) []byte {
 	if len(reason) > maxCloseReason {
 		reason = reason[:maxCloseReason]
 	}
-	payload := binary.BigEndian.AppendUint16(nil, uint16(code)) //nolint:gosec // a close code
+	payload := binary.BigEndian.AppendUint16(nil, uint16(code))
 	return append(payload, reason...)
 }

@@ -44,7 +44,7 @@ func readConformance(t *testing.T) []conformanceRow {
 	require.NoError(t, err)
 	var rows []conformanceRow
 	inTable := false
-	for _, line := range strings.Split(string(page), "\n") {
+	for line := range strings.SplitSeq(string(page), "\n") {
 		switch {
 		case strings.HasPrefix(line, "| Case |"):
 			inTable = true

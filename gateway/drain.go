@@ -39,7 +39,7 @@ func (g *Gateway) drainSockets(ctx context.Context) {
 	case <-ctx.Done():
 	case <-patience.C:
 	}
-	g.log.Warn("sockets cut that did not end in time")
+	g.log.WarnContext(ctx, "sockets cut that did not end in time")
 	g.hub.eachStranger((*connection).cut)
 	g.hub.each((*connection).cut)
 	<-g.open.gone

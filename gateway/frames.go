@@ -21,9 +21,8 @@ const (
 )
 
 var (
-	errBadFrame  = errors.New("frame cannot be decoded")
-	errWrongType = errors.New("message type does not fit the subprotocol")
-	errNotUTF8   = errors.New("text is not UTF-8")
+	errBadFrame = errors.New("frame cannot be decoded")
+	errNotUTF8  = errors.New("text is not UTF-8")
 )
 
 // format is a subprotocol: how frames stand in WebSocket messages. Both are
@@ -165,11 +164,8 @@ func formatOf(subprotocol string) format {
 	return protoFormat{}
 }
 
-const (
-	finalFrame = 0x80
-	// maxFrameHeader is the longest header of a frame that a server sends.
-	maxFrameHeader = 10
-)
+// finalFrame is the bit of a message's last frame; ours have one.
+const finalFrame = 0x80
 
 // appendMessage appends a message as one unmasked WebSocket frame (RFC 6455,
 // section 5.2), which is how a server sends. We write frames ourselves so that
@@ -182,10 +178,10 @@ func appendMessage(dst []byte, opcode byte, payload []byte) []byte {
 		dst = append(dst, byte(n))
 	case n <= 0xffff:
 		dst = append(dst, 126)
-		dst = binary.BigEndian.AppendUint16(dst, uint16(n)) //nolint:gosec // bounded by the case
+		dst = binary.BigEndian.AppendUint16(dst, uint16(n))
 	default:
 		dst = append(dst, 127)
-		dst = binary.BigEndian.AppendUint64(dst, uint64(n)) //nolint:gosec // a length
+		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
 	}
 	return append(dst, payload...)
 }

@@ -113,7 +113,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		open:   newTally(),
 	}
 	g.routes = newRoutes(deps.Methods, deps.Dialer, g.proxyTo)
-	g.keys = g.proxyTo(deps.Dialer.Backend("auth"))
+	g.keys = g.proxyTo(deps.Dialer.Backend("auth")) //nolint:contextcheck // the context is that of each request
 	g.subscriber = realtime.NewSubscriber(deps.NATS, deps.Log, realtime.SubscriberConfig{
 		Frame: g.hub.deliver, Loss: g.resyncAll,
 	})

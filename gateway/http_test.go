@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -130,9 +131,7 @@ func do(t *testing.T, w *world, method, path string, header http.Header, body io
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+w.address+path, body)
 	require.NoError(t, err)
-	for name, values := range header {
-		request.Header[name] = values
-	}
+	maps.Copy(request.Header, header)
 	response, err := httpClient(t, false).Do(request)
 	require.NoError(t, err)
 	data, err := io.ReadAll(response.Body)
@@ -149,7 +148,7 @@ func TestHeadersOfOursAreNotTakenFromOutside(t *testing.T) {
 		"Authorization": {"Bearer " + w.token(newPerson(), time.Hour)}, "Content-Type": {"application/json"},
 		"X-Forwarded-For": {"203.0.113.1"}, "X-Forwarded-Proto": {"gopher"}, "X-Real-Ip": {"203.0.113.1"}, "Forwarded": {"for=x"},
 		"Parley-User": {"root"}, "Traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, "Cookie": {"a=b"},
-		"X-Custom": {"stays"},
+		"Upgrade": {"something"}, "Connection": {"Upgrade"}, "X-Custom": {"stays"},
 	}
 	response := do(t, w, http.MethodPost, messagingv1connect.MessagingServiceSendMessageProcedure, header,
 		strings.NewReader(`{"conversationId":"`+uuid.NewString()+`","clientMessageId":"`+uuid.NewString()+`","text":"x"}`))
@@ -234,9 +233,7 @@ func withMethod(procedure, service string, streaming connect.StreamType) map[str
 	table := map[string]rpc.Method{procedure: {
 		Procedure: procedure, Service: service, Access: accessv1.Access_ACCESS_USER, Streaming: streaming,
 	}}
-	for name, method := range rpc.Methods() {
-		table[name] = method
-	}
+	maps.Copy(table, rpc.Methods())
 	return table
 }
 

@@ -168,7 +168,7 @@ func addGateway(
 	if err != nil {
 		return fmt.Errorf("connect to the bus: %w", err)
 	}
-	dialer, err := rpc.Remote(backends(p.Backends), rpc.RemoteConfig{Log: log})
+	dialer, err := rpc.Remote(backends(p.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // lives until Close
 	if err != nil {
 		bus.Close()
 		return fmt.Errorf("%sBACKENDS: %w", envPrefix, err)
@@ -192,7 +192,7 @@ func addGateway(
 	if err != nil {
 		return fmt.Errorf("listen on %sLISTEN: %w", envPrefix, err)
 	}
-	log.Info("listening", "address", listener.Addr().String())
+	log.InfoContext(ctx, "listening", "address", listener.Addr().String())
 	adm.AddCheck("bus", admin.Once, g.Ready)
 	adm.AddCheck("keys", admin.Once, keys.Fetch)
 	adm.AddCheck("revocations", admin.Once, func(context.Context) error { return known(revocations) })

@@ -52,7 +52,7 @@ func memoryInUse() int64 {
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc + m.StackInuse) //nolint:gosec // far below
+	return int64(m.HeapAlloc + m.StackInuse)
 }
 
 func openIdle(t *testing.T, w *world, count int) {
@@ -115,7 +115,7 @@ func openBare(t *testing.T, w *world, raw string) {
 func maskedFrame(payload []byte) []byte {
 	var out bytes.Buffer
 	out.Write([]byte{finalFrame | 2, 0x80 | 126, byte(len(payload) >> 8), byte(len(payload))})
-	out.Write([]byte(strings.Repeat("\x00", 4)))
+	out.WriteString(strings.Repeat("\x00", 4))
 	out.Write(payload)
 	return out.Bytes()
 }

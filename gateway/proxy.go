@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -27,6 +26,8 @@ import (
 var internalHeaders = []string{
 	"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Prefix",
 	"X-Real-Ip", "True-Client-Ip", "Via", "Traceparent", "Tracestate", "Baggage", "Cookie",
+	// No service upgrades anything, and the HTTP/2 transport refuses to ask.
+	"Connection", "Upgrade",
 }
 
 // internalPrefix begins further headers of ours.
@@ -89,8 +90,17 @@ func (g *Gateway) proxyTo(backend rpc.Backend) *httputil.ReverseProxy {
 		Transport:    backend.Transport,
 		BufferPool:   proxyBuffers{},
 		ErrorHandler: g.proxyFailed,
+		// A gRPC error without a message has its status in the headers and, as
+		// announced, in the trailers. The proxy would add the one to the other, and a
+		// client that finds two statuses drops the details.
+		ModifyResponse: func(res *http.Response) error {
+			for name := range res.Trailer {
+				res.Header.Del(name)
+			}
+			return nil
+		},
 		// Each stream that its client ends is logged by the proxy as an error.
-		ErrorLog: serverLog(g.log),
+		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(target)
 			for _, name := range internalHeaders {
@@ -144,9 +154,4 @@ func (proxyBuffers) Put(buffer []byte) {
 	if len(buffer) == proxyBufferSize {
 		proxyBufferPool.Put((*[proxyBufferSize]byte)(buffer))
 	}
-}
-
-// serverLog is for net/http, which writes lines of its own.
-func serverLog(logger *slog.Logger) *log.Logger {
-	return slog.NewLogLogger(logger.Handler(), slog.LevelDebug)
 }

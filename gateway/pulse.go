@@ -19,7 +19,7 @@ func (g *Gateway) spread(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return rand.N(d) //nolint:gosec // jitter, not a secret
+	return rand.N(d)
 }
 
 // firstWake is how long a new socket may be left alone.

@@ -157,7 +157,7 @@ func (g *Gateway) reject(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", strconv.FormatFloat(max(seconds, 1), 'f', 0, 64))
 	}
 	if err := g.errors.Write(w, r, err); err != nil {
-		g.log.Debug("error not written", "error", err)
+		g.log.DebugContext(r.Context(), "error not written", "error", err)
 	}
 }
 

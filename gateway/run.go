@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 
@@ -13,13 +14,13 @@ import (
 // Run serves on the listener until ctx ends and then drains: no new connections,
 // sockets are closed over the drain window, running calls end. It returns nil
 // after an orderly end and closes the listener in any case.
-func (g *Gateway) Run(ctx context.Context, listener net.Listener) error {
+func (g *Gateway) Run(ctx context.Context, listener net.Listener) error { //nolint:contextcheck // sockets outlive ctx until they are drained
 	// What serves sockets outlives ctx until they are drained.
 	life, stop := context.WithCancel(g.base)
 	defer stop()
 	calls, cutCalls := context.WithCancel(g.base)
 	defer cutCalls()
-	server := g.server(calls)
+	server := g.server(calls) //nolint:contextcheck // running calls too
 
 	group, inner := errgroup.WithContext(life)
 	group.Go(func() error {
@@ -78,7 +79,7 @@ func (g *Gateway) server(calls context.Context) *http.Server {
 		ReadHeaderTimeout: g.cfg.HTTP.HeaderTimeout,
 		IdleTimeout:       g.cfg.HTTP.IdleTimeout,
 		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          serverLog(g.log),
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return calls },
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 250},
 	}

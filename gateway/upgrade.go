@@ -73,14 +73,14 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 	ws.SetPingHandler(c.onPing)
 	ws.SetPongHandler(c.onPong)
 	ws.SetCloseHandler(func(int, string) error { return nil }) // finish answers
-	g.metrics.connections.Add(g.base, 1, g.metrics.unauth)
+	g.metrics.connections.Add(g.base, 1, g.metrics.unauth)     //nolint:contextcheck // outlives the request
 	g.hub.greet(c)
 	g.wheel.add(&c.entry, c, c.firstWake())
 	if g.draining.Load() {
 		c.drain()
 	}
 	// A fresh goroutine: the one of the request has a stack that HTTP has grown.
-	go c.open(strings.Clone(bearer(r)))
+	go c.open(strings.Clone(bearer(r))) //nolint:contextcheck // the socket outlives the request
 }
 
 // checkUpgrade says why a socket may not be opened, nil if it may.

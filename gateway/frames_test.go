@@ -1,0 +1,98 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha1" //nolint:gosec // the handshake of RFC 6455 has it
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
+)
+
+// FuzzDecode holds that no bytes of a client break a decoder, and that what one
+// takes for a frame is one.
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{
+		`{"id":1,"authenticate":{"accessToken":"t"}}`, `{"id":2,"call":{"procedure":"/a/b","lane":"c","request":{"x":[1]},"timeoutMs":5}}`,
+		`{"id":3,"ping":{}}`, `{"id":-1}`, `{"id":4294967296}`, `{`, `null`, `[]`, "\x08\x01\x12\x03\x0a\x01\x74", "\xff\xff", "",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := bytes.Clone(data)
+		for _, format := range []format{protoFormat{}, jsonFormat{}} {
+			frame, err := format.decode(data)
+			if err != nil {
+				continue
+			}
+			again, err := proto.Marshal(frame)
+			require.NoError(t, err)
+			require.NoError(t, proto.Unmarshal(again, &realtimev1.ClientFrame{}))
+			// The buffer is used again: a frame must not hold on to it.
+			clear(data)
+			later, err := proto.Marshal(frame)
+			require.NoError(t, err)
+			require.Equal(t, again, later)
+			copy(data, before)
+		}
+	})
+}
+
+// TestAppendMessage reads our frames with the library, at every kind of length.
+func TestAppendMessage(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 1, 125, 126, 127, 0xffff, 0x10000, 100_000} {
+		payload := bytes.Repeat([]byte("x"), size)
+		stream := appendMessage(nil, websocket.BinaryMessage, payload)
+		conn := websocketOver(t, stream)
+		opcode, got, err := conn.ReadMessage()
+		require.NoError(t, err)
+		require.Equal(t, websocket.BinaryMessage, opcode)
+		require.Equal(t, len(payload), len(got))
+	}
+}
+
+// websocketOver is a client that reads a prepared stream.
+func websocketOver(t *testing.T, stream []byte) *websocket.Conn {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() {
+		served <- func() error {
+			conn, err := listener.Accept()
+			if err != nil {
+				return err
+			}
+			request, err := http.ReadRequest(bufio.NewReader(conn))
+			if err != nil {
+				return err
+			}
+			sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+			if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+				"Sec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:])); err != nil {
+				return err
+			}
+			if _, err := conn.Write(stream); err != nil {
+				return err
+			}
+			return conn.Close()
+		}()
+	}()
+	ws, _, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+listener.Addr().String(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, <-served)
+		require.NoError(t, ws.Close())
+		require.NoError(t, listener.Close())
+	})
+	return ws
+}
