@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/parleychat/parley/cmd/parley/dev"
+	"github.com/parleychat/parley/cmd/parley/seed"
 	"github.com/parleychat/parley/cmd/parley/stack"
 )
 
@@ -28,6 +29,7 @@ func main() {
 var commands = []func() *cobra.Command{
 	dev.Command,
 	stackCommand,
+	seed.Command,
 }
 
 func root() *cobra.Command {

@@ -109,6 +109,11 @@ func run(ctx context.Context, o Options, environ []string, out io.Writer) error 
 	if err != nil {
 		return err
 	}
+	withdraw, err := announce(o.Data, p.ready)
+	if err != nil {
+		return errors.Join(err, p.stop())
+	}
+	p.onStop(withdraw)
 	if err := p.ready.print(out, o.JSON); err != nil {
 		return errors.Join(fmt.Errorf("print where everything is: %w", err), p.stop())
 	}
