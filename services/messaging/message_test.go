@@ -252,13 +252,17 @@ func TestSendersAtOnce(t *testing.T) {
 	logs := []string{first, second}
 
 	together(senders, func(i int) {
-		// Each sender waits for its answer, and changes the replica every time.
-		who := a
-		if logs[i%2] == first && i%4 == 0 {
-			who = b
-		}
+		// In the one log, each person has a replica: they share no row but the
+		// conversation's. In the other, each sender changes it with every message.
 		for n := range each {
-			_, err := who.at(replicas[(i+n)%2]).SendMessage(w.t.Context(), message(logs[i%2], text(i, n)))
+			who, replica := a, replicas[(i+n)%2]
+			if logs[i%2] == first {
+				replica = replicas[0]
+				if i%4 == 0 {
+					who, replica = b, replicas[1]
+				}
+			}
+			_, err := who.at(replica).SendMessage(w.t.Context(), message(logs[i%2], text(i, n)))
 			require.NoError(t, err)
 		}
 	})

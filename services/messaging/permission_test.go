@@ -81,7 +81,7 @@ func TestPermission(t *testing.T) {
 			_, err := a.SendMessage(ctx, message(id, "just in time?"))
 			sent <- err
 		}()
-		<-p.enter // privacy has said yes, but not told yet
+		p.entered(t) // privacy has said yes, but not told yet
 		p.set(func(p *policy) { p.denied = map[messaging.PermissionCheck]bool{{Actor: a.id, Target: b.id}: true} })
 		w.stale(id)
 		close(p.gate)
@@ -95,7 +95,7 @@ func TestPermission(t *testing.T) {
 		a, b, slow := w.friends()
 		_, c, other := w.friends()
 		c.say(other, "warm")
-		<-p.enter
+		p.entered(t)
 		p.set(func(p *policy) { p.gate = make(chan struct{}) })
 
 		const n = 20
@@ -106,7 +106,7 @@ func TestPermission(t *testing.T) {
 				answers <- err
 			}()
 			if i == 0 {
-				<-p.enter
+				p.entered(t)
 			}
 			c.say(other, "not held up")
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
@@ -222,6 +223,16 @@ func (p *policy) set(change func(*policy)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(p)
+}
+
+// entered waits until privacy is asked.
+func (p *policy) entered(t testing.TB) {
+	t.Helper()
+	select {
+	case <-p.enter:
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "privacy was not asked")
+	}
 }
 
 func (p *policy) questions() int {
