@@ -78,7 +78,7 @@ func TestConformance(t *testing.T) {
 	rows := readConformance(t)
 	w := newWorld(t, func(s *setup) {
 		s.cfg.Origins = []string{"https://chat.example.org"}
-		s.cfg.Socket.AuthTimeout = time.Second // one row waits for it
+		s.cfg.Socket.AuthTimeout = 3 * time.Second // one row waits for it
 		s.cfg.Limits.AddressStrangers = 1000
 		s.backend.send = func(ctx context.Context, r *messagingv1.SendMessageRequest) (*messagingv1.SendMessageResponse, error) {
 			if r.GetText() == "hang" {

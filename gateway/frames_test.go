@@ -3,7 +3,7 @@ package gateway
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha1" //nolint:gosec // the handshake of RFC 6455 has it
+	"crypto/sha1"
 	"encoding/base64"
 	"fmt"
 	"net"
@@ -56,7 +56,7 @@ func TestAppendMessage(t *testing.T) {
 		opcode, got, err := conn.ReadMessage()
 		require.NoError(t, err)
 		require.Equal(t, websocket.BinaryMessage, opcode)
-		require.Equal(t, len(payload), len(got))
+		require.Len(t, got, len(payload))
 	}
 }
 

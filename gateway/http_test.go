@@ -197,7 +197,7 @@ func TestRequestsAreBounded(t *testing.T) {
 
 func TestCallsOfAnAddressAreRateLimited(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(s *setup) { s.cfg.Limits.AddressCallRate, s.cfg.Limits.AddressCallBurst = 0.1, 2 })
+	w := newWorld(t, func(s *setup) { s.cfg.Limits.AddressCallRate, s.cfg.Limits.AddressCallBurst = 0.001, 2 })
 	client := messagingv1connect.NewMessagingServiceClient(httpClient(t, false), "http://"+w.address,
 		withToken(w.token(newPerson(), time.Hour)))
 	for range 2 {

@@ -131,7 +131,7 @@ func TestDrainIsSpreadAndBounded(t *testing.T) {
 func TestStrangersAreBounded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(s *setup) {
-		s.cfg.Socket.AuthTimeout = 300 * time.Millisecond
+		s.cfg.Socket.AuthTimeout = 2 * time.Second
 		s.cfg.Limits.AddressStrangers = 3
 	})
 	var strangers []*client
@@ -213,7 +213,7 @@ func TestAddressesAreBounded(t *testing.T) {
 	})
 	t.Run("NodeHasARate", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t, func(s *setup) { s.cfg.Limits.NodeSocketRate, s.cfg.Limits.NodeSocketBurst = 1, 1 })
+		w := newWorld(t, func(s *setup) { s.cfg.Limits.NodeSocketRate, s.cfg.Limits.NodeSocketBurst = 0.001, 1 })
 		_, err := from(w, "")
 		require.NoError(t, err)
 		response, err := from(w, "")

@@ -304,8 +304,8 @@ func TestExpiryAndRenewal(t *testing.T) {
 func TestSilentClientIsDead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(s *setup) {
-		s.cfg.Socket.PingInterval = 20 * time.Millisecond
-		s.cfg.Socket.DeadAfter = 200 * time.Millisecond
+		s.cfg.Socket.PingInterval = 50 * time.Millisecond
+		s.cfg.Socket.DeadAfter = time.Second
 	})
 	quiet, lively := w.connect(newPerson(), SubprotocolProto), w.connect(newPerson(), SubprotocolProto)
 	quiet.ws.SetPingHandler(func(string) error { return nil }) // does not answer
