@@ -500,7 +500,7 @@ func (x *Call) GetTimeoutMs() uint32 {
 	return 0
 }
 
-// Reply answers Call.
+// Reply answers Call, and Authenticate where a renewal cannot be checked just now.
 type Reply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Result:
