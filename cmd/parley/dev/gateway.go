@@ -32,18 +32,20 @@ var gatewayDefaults = []string{
 func (p *process) startGateway(ctx context.Context) error {
 	settings := config.NewSource(gatewayPrefix, append(gatewayDefaults, p.environ...))
 	var cfg gateway.Config
-	if err := errors.Join(settings.Load(&cfg), settings.Unknown()); err != nil {
+	var shifted shift
+	if err := errors.Join(settings.Load(&cfg), settings.Load(&shifted), settings.Unknown()); err != nil {
 		return err
 	}
+	now := clock.Offset(clock.System(), shifted.ClockOffset)
 	bus, err := p.connect(ctx, "gateway")
 	if err != nil {
 		return err
 	}
-	revoked := token.NewRevocations(clock.System(), tokenLife)
+	revoked := token.NewRevocations(now, tokenLife)
 	g, err := gateway.New(ctx, cfg, gateway.Deps{
 		Dialer: p.services, NATS: bus.Conn(),
-		Verifier:    token.NewVerifier(p.userKeys(), revoked, clock.System(), issuer, audience),
-		Revocations: revoked, Clock: clock.System(), Log: p.log.With("service", "gateway"),
+		Verifier:    token.NewVerifier(p.userKeys(), revoked, now, issuer, audience),
+		Revocations: revoked, Clock: now, Log: p.log.With("service", "gateway"),
 	})
 	if err != nil {
 		return err
