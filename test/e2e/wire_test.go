@@ -159,7 +159,7 @@ func grpcCalls(t *testing.T, sys *system.System) {
 func internalMethodsAreHidden(t *testing.T, sys *system.System) {
 	ada := register(t, sys, 0)
 	code, refused := post(t, sys, authv1connect.AuthServiceBatchGetAccountsProcedure, ada.tokens.GetAccessToken(), object{"ids": []string{ada.id}})
-	require.Equal(t, http.StatusNotFound, code, "%v", refused)
+	require.Equal(t, http.StatusNotImplemented, code, "%v", refused)
 	for _, option := range []connect.ClientOption{connect.WithProtoJSON(), connect.WithGRPCWeb()} {
 		client := authv1connect.NewAuthServiceClient(web, base(sys, 1), option, ada.bearer())
 		_, err := client.BatchGetAccounts(t.Context(), &authv1.BatchGetAccountsRequest{Ids: []string{ada.id}})

@@ -19,8 +19,12 @@ var programs = []string{
 	"./gateway/cmd/gateway",
 }
 
-// program returns the path of a program by its name, built from the sources as
-// they are now. Where the tests watch for data races, so do the programs.
+// envPrograms names a folder with programs that were built before, for example
+// those of a release. Without it they are built from the sources as they are now;
+// where the tests watch for data races, so do the programs.
+const envPrograms = "PARLEY_E2E_PROGRAMS"
+
+// program returns the path of a program by its name.
 func program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := built()
@@ -33,6 +37,9 @@ func program(t testing.TB, name string) string {
 // built builds all programs once per test binary. Test binaries that start at the
 // same moment build one after the other; the build cache makes that short.
 var built = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(envPrograms); dir != "" {
+		return dir, nil
+	}
 	root, err := repository()
 	if err != nil {
 		return "", err

@@ -11,6 +11,7 @@ func (s *System) startOneProcess(o Options) {
 	parley := newProcess(s.t, dir, "parley", program(s.t, "parley"), []string{
 		"dev", "--listen", gateway, "--admin-listen", admin, "--data", filepath.Join(dir, "data"), "--json", "--verbose",
 	}, tuning(o), admin)
+	parley.tells = true
 	s.processes = []*Process{parley}
 	// An orderly end first: it also ends the database of a test that has not failed
 	// without a trace in the folder that is removed next.

@@ -38,6 +38,10 @@ type Process struct {
 	env   []string
 	admin string // host:port of the admin port
 	log   string // path of the log file
+	// tells says that the process prints something on its standard output as its
+	// very last step of starting. That goes to the file out.
+	tells bool
+	out   string
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd
@@ -49,7 +53,8 @@ type Process struct {
 func newProcess(t testing.TB, dir, name, path string, args, env []string, admin string) *Process {
 	t.Helper()
 	p := &Process{
-		Name: name, t: t, path: path, args: args, admin: admin, log: filepath.Join(dir, name+".log"),
+		Name: name, t: t, path: path, args: args, admin: admin,
+		log: filepath.Join(dir, name+".log"), out: filepath.Join(dir, name+".out"),
 		// Nothing of the caller's own settings reaches the product, save where the
 		// programs of PostgreSQL are.
 		env: append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "PGBIN=" + os.Getenv("PGBIN")}, env...),
@@ -79,8 +84,13 @@ func (p *Process) Launch() {
 		p.t.Fatalf("open the log of %s: %v", p.Name, err)
 	}
 	defer func() { _ = file.Close() }() // the child has its own
+	out, err := os.Create(p.out)        // empty: nothing told yet
+	if err != nil {
+		p.t.Fatalf("open the output of %s: %v", p.Name, err)
+	}
+	defer func() { _ = out.Close() }()
 	cmd := exec.Command(p.path, p.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, file, file, attributes()
+	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, out, file, attributes()
 	if err := cmd.Start(); err != nil {
 		p.t.Fatalf("start %s: %v", p.Name, err)
 	}
@@ -108,7 +118,7 @@ func (p *Process) AwaitReady() {
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if p.answersReady(ctx) {
+		if p.answersReady(ctx) && p.hasTold() {
 			return
 		}
 		select {
@@ -134,6 +144,14 @@ func (p *Process) answersReady(ctx context.Context) bool {
 	}
 	_ = res.Body.Close()
 	return res.StatusCode == http.StatusOK
+}
+
+func (p *Process) hasTold() bool {
+	if !p.tells {
+		return true
+	}
+	out, err := os.Stat(p.out)
+	return err == nil && out.Size() > 0
 }
 
 // Run runs a command of the program to its end, with the process's environment.
