@@ -53,7 +53,7 @@ const maxViolations = 100
 // checker gathers violations.
 type checker struct{ found []Violation }
 
-func (c *checker) add(r Rule, conversation, format string, args ...any) {
+func (c *checker) addf(r Rule, conversation, format string, args ...any) {
 	if len(c.found) < maxViolations {
 		c.found = append(c.found, Violation{r, conversation, fmt.Sprintf(format, args...)})
 	}
@@ -84,14 +84,14 @@ func Check(h History) []Violation {
 	}
 	for conversation := range sends {
 		if _, ok := reference[conversation]; !ok {
-			c.add(Unread, conversation, "%d sends, but nobody read the log", len(sends[conversation]))
+			c.addf(Unread, conversation, "%d sends, but nobody read the log", len(sends[conversation]))
 		}
 	}
 	for _, v := range h.Views {
 		if l, ok := reference[v.Conversation]; ok {
 			c.view(v, l)
 		} else {
-			c.add(Unread, v.Conversation, "device %s showed %d entries, but nobody read the log", v.Device, len(v.Entries))
+			c.addf(Unread, v.Conversation, "device %s showed %d entries, but nobody read the log", v.Device, len(v.Entries))
 		}
 	}
 	slices.SortStableFunc(c.found, func(a, b Violation) int { return cmp.Compare(a.Conversation, b.Conversation) })
@@ -104,23 +104,23 @@ func (c *checker) log(l Log) {
 	where := map[[2]string]int64{}
 	for _, e := range l.Entries {
 		if e.Seq != next {
-			c.add(Hole, l.Conversation, "%s expected seq %d, found %d", l.Member, next, e.Seq)
+			c.addf(Hole, l.Conversation, "%s expected seq %d, found %d", l.Member, next, e.Seq)
 		}
 		next = e.Seq + 1
 		if e.Message {
 			ordinal++
 			key := [2]string{e.Sender, e.ClientID}
 			if first, ok := where[key]; ok {
-				c.add(Doubled, l.Conversation, "message %s of %s stands at %d and %d", e.ClientID, e.Sender, first, e.Seq)
+				c.addf(Doubled, l.Conversation, "message %s of %s stands at %d and %d", e.ClientID, e.Sender, first, e.Seq)
 			}
 			where[key] = e.Seq
 		}
 		if e.Ordinal != ordinal {
-			c.add(Miscounted, l.Conversation, "seq %d has ordinal %d, counted %d", e.Seq, e.Ordinal, ordinal)
+			c.addf(Miscounted, l.Conversation, "seq %d has ordinal %d, counted %d", e.Seq, e.Ordinal, ordinal)
 			ordinal = e.Ordinal
 		}
 		if e.At < at {
-			c.add(Miscounted, l.Conversation, "created_at falls at seq %d", e.Seq)
+			c.addf(Miscounted, l.Conversation, "created_at falls at seq %d", e.Seq)
 		}
 		at = e.At
 	}
@@ -144,20 +144,20 @@ func (c *checker) contents(l Log, sends []Send) {
 		e, ok := stands[key]
 		switch {
 		case !ok:
-			c.add(Lost, l.Conversation, "message %s of %s was acknowledged at seq %d", s.ClientID, s.Sender, s.Seq)
+			c.addf(Lost, l.Conversation, "message %s of %s was acknowledged at seq %d", s.ClientID, s.Sender, s.Seq)
 		case e.Seq != s.Seq:
-			c.add(Lost, l.Conversation, "message %s of %s was acknowledged at seq %d, stands at %d", s.ClientID, s.Sender, s.Seq, e.Seq)
+			c.addf(Lost, l.Conversation, "message %s of %s was acknowledged at seq %d, stands at %d", s.ClientID, s.Sender, s.Seq, e.Seq)
 		}
 	}
 	for key, e := range stands {
 		s, ok := sent[key]
 		switch {
 		case !ok:
-			c.add(Invented, l.Conversation, "seq %d (message %s of %s) was never sent", e.Seq, e.ClientID, e.Sender)
+			c.addf(Invented, l.Conversation, "seq %d (message %s of %s) was never sent", e.Seq, e.ClientID, e.Sender)
 		case s.Outcome == Refused:
-			c.add(Invented, l.Conversation, "seq %d (message %s of %s) was refused", e.Seq, e.ClientID, e.Sender)
+			c.addf(Invented, l.Conversation, "seq %d (message %s of %s) was refused", e.Seq, e.ClientID, e.Sender)
 		case s.Content != e.Content:
-			c.add(Invented, l.Conversation, "seq %d (message %s of %s) has another content", e.Seq, e.ClientID, e.Sender)
+			c.addf(Invented, l.Conversation, "seq %d (message %s of %s) has another content", e.Seq, e.ClientID, e.Sender)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func (c *checker) realTime(l Log, own []Send) {
 	for i := len(own) - 1; i >= 0; i-- {
 		s := &own[i]
 		if earliest != nil && earliest.Completed < s.Invoked {
-			c.add(Reordered, l.Conversation, "message %s (seq %d) was acknowledged before message %s (seq %d) was sent",
+			c.addf(Reordered, l.Conversation, "message %s (seq %d) was acknowledged before message %s (seq %d) was sent",
 				earliest.ClientID, earliest.Seq, s.ClientID, s.Seq)
 		}
 		if earliest == nil || s.Completed < earliest.Completed {
@@ -204,7 +204,7 @@ func (c *checker) lanes(l Log, own []Send) {
 		}
 		k := lane{s.Device, s.Lane}
 		if before, ok := last[k]; ok && before.Invoked > s.Invoked {
-			c.add(Reordered, l.Conversation, "lane %s of %s: message %s (seq %d) was sent after message %s (seq %d)",
+			c.addf(Reordered, l.Conversation, "lane %s of %s: message %s (seq %d) was sent after message %s (seq %d)",
 				s.Lane, s.Device, before.ClientID, before.Seq, s.ClientID, s.Seq)
 		}
 		last[k] = s
@@ -214,11 +214,11 @@ func (c *checker) lanes(l Log, own []Send) {
 // same compares two members' logs.
 func (c *checker) same(a, b Log) {
 	if len(a.Entries) != len(b.Entries) {
-		c.add(Diverged, a.Conversation, "%s reads %d entries, %s reads %d", a.Member, len(a.Entries), b.Member, len(b.Entries))
+		c.addf(Diverged, a.Conversation, "%s reads %d entries, %s reads %d", a.Member, len(a.Entries), b.Member, len(b.Entries))
 	}
 	for i := range min(len(a.Entries), len(b.Entries)) {
 		if a.Entries[i] != b.Entries[i] {
-			c.add(Diverged, a.Conversation, "%s and %s read different entries at seq %d", a.Member, b.Member, a.Entries[i].Seq)
+			c.addf(Diverged, a.Conversation, "%s and %s read different entries at seq %d", a.Member, b.Member, a.Entries[i].Seq)
 			return
 		}
 	}
@@ -231,19 +231,19 @@ func (c *checker) view(v View, l Log) {
 	for _, e := range v.Entries {
 		switch {
 		case e.Seq < next:
-			c.add(Doubled, v.Conversation, "device %s showed seq %d again", v.Device, e.Seq)
+			c.addf(Doubled, v.Conversation, "device %s showed seq %d again", v.Device, e.Seq)
 			continue
 		case e.Seq > next:
-			c.add(Hole, v.Conversation, "device %s showed seq %d after %d", v.Device, e.Seq, next-1)
+			c.addf(Hole, v.Conversation, "device %s showed seq %d after %d", v.Device, e.Seq, next-1)
 		}
 		next = e.Seq + 1
 		if e.Seq > int64(len(l.Entries)) || e.Seq < 1 {
-			c.add(Diverged, v.Conversation, "device %s showed seq %d, the log ends at %d", v.Device, e.Seq, len(l.Entries))
+			c.addf(Diverged, v.Conversation, "device %s showed seq %d, the log ends at %d", v.Device, e.Seq, len(l.Entries))
 		} else if l.Entries[e.Seq-1] != e {
-			c.add(Diverged, v.Conversation, "device %s showed another entry at seq %d than the log", v.Device, e.Seq)
+			c.addf(Diverged, v.Conversation, "device %s showed another entry at seq %d than the log", v.Device, e.Seq)
 		}
 	}
 	if int(next) <= len(l.Entries) {
-		c.add(Behind, v.Conversation, "device %s ends at seq %d, the log at %d", v.Device, next-1, len(l.Entries))
+		c.addf(Behind, v.Conversation, "device %s ends at seq %d, the log at %d", v.Device, next-1, len(l.Entries))
 	}
 }
