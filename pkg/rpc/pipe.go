@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -113,6 +114,9 @@ func (w *streamWriter) WriteHeader(status int) {
 			}
 		}
 		delete(w.sent, "Trailer") // it becomes Response.Trailer
+		// Trailers that are set before the header are none of it: a proxy would send
+		// them twice, and a gRPC client that gets details twice drops them.
+		maps.DeleteFunc(w.sent, func(name string, _ []string) bool { return strings.HasPrefix(name, http.TrailerPrefix) })
 		close(w.ready)
 	})
 }
