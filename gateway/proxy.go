@@ -90,15 +90,6 @@ func (g *Gateway) proxyTo(backend rpc.Backend) *httputil.ReverseProxy {
 		Transport:    backend.Transport,
 		BufferPool:   proxyBuffers{},
 		ErrorHandler: g.proxyFailed,
-		// A gRPC error without a message has its status in the headers and, as
-		// announced, in the trailers. The proxy would add the one to the other, and a
-		// client that finds two statuses drops the details.
-		ModifyResponse: func(res *http.Response) error {
-			for name := range res.Trailer {
-				res.Header.Del(name)
-			}
-			return nil
-		},
 		// Each stream that its client ends is logged by the proxy as an error.
 		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
