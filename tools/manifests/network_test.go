@@ -37,8 +37,13 @@ func callers(t *testing.T, domain string) []string {
 // another's: the way out and the way in have both to be open.
 func open(t *testing.T, o overlay, from, to string, port int32) bool {
 	t.Helper()
+	out, in := ways(t, o, from, to, port)
+	return out && in
+}
+
+func ways(t *testing.T, o overlay, from, to string, port int32) (out, in bool) {
+	t.Helper()
 	source, target := podLabels(t, o, from), podLabels(t, o, to)
-	var out, in bool
 	for _, policy := range all[*networkingv1.NetworkPolicy](o) {
 		if selects(t, &policy.Spec.PodSelector, source) {
 			for _, rule := range policy.Spec.Egress {
@@ -51,7 +56,7 @@ func open(t *testing.T, o overlay, from, to string, port int32) bool {
 			}
 		}
 	}
-	return out && in
+	return out, in
 }
 
 func podLabels(t *testing.T, o overlay, name string) labels.Set {
@@ -102,7 +107,9 @@ func TestNetworkIsTheClosedList(t *testing.T) {
 			backends := pairs(values["PARLEY_"+strings.ToUpper(caller)+"_BACKENDS"])
 			assert.Equal(t, may, slices.Contains(backends, callee), "BACKENDS of %s and internal_callers of %s", caller, callee)
 			// Everybody fetches the key set of auth.
-			assert.Equal(t, may || callee == "auth", open(t, o, caller, callee, 8080), "network from %s to %s", caller, callee)
+			out, in := ways(t, o, caller, callee, 8080)
+			assert.Equal(t, may || callee == "auth", out, "network.yaml of %s: egress to %s", caller, callee)
+			assert.Equal(t, may || callee == "auth", in, "network.yaml of %s: ingress from %s", callee, caller)
 		}
 	}
 }
