@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/parleychat/parley/cmd/parley/dev"
+	"github.com/parleychat/parley/cmd/parley/load"
 	"github.com/parleychat/parley/cmd/parley/seed"
 	"github.com/parleychat/parley/cmd/parley/stack"
 )
@@ -30,6 +31,8 @@ var commands = []func() *cobra.Command{
 	dev.Command,
 	stackCommand,
 	seed.Command,
+	load.Command,
+	load.WorkerCommand,
 }
 
 func root() *cobra.Command {

@@ -1,0 +1,198 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	// startIn is how far ahead the processes are told the beginning, so that they begin together.
+	startIn = 300 * time.Millisecond
+)
+
+// course is one run as the parent drives it.
+type course struct {
+	o       Options
+	fleet   *fleet
+	watched *watched
+	board   *board
+	report  *Report
+}
+
+// connect opens connections up to a number over all processes.
+func (c *course) connect(ctx context.Context, upTo int) error {
+	c.board.enter("connect")
+	before := c.report.Connections
+	began := time.Now()
+	o := c.o
+	outcomes, err := c.fleet.order(ctx, order{Do: "connect"}, func(process int) int {
+		part := o
+		part.Conns, part.Pairs = upTo, upTo/2
+		return part.share(process)
+	})
+	if err != nil {
+		return err
+	}
+	took, most := time.Since(began).Seconds(), 0.0
+	c.report.Errors = map[string]int64{}
+	for _, one := range outcomes {
+		c.report.Connections += one.Connected.Opened
+		c.report.ConnectFailures += one.Connected.Failed
+		most = max(most, one.Connected.Seconds99)
+		for what, n := range one.Counts.Errors {
+			c.report.Errors[what] += n
+		}
+	}
+	opened := float64(c.report.Connections - before)
+	c.report.ConnectsPerSecond = round(opened/took, 1)
+	if most > 0 {
+		c.report.Connects99 = round(opened*0.99/most, 1)
+	}
+	return nil
+}
+
+// direct lets pairs talk.
+func (c *course) direct(ctx context.Context) error {
+	if err := c.connect(ctx, 2*c.o.Pairs); err != nil {
+		return err
+	}
+	if c.report.ConnectFailures > 0 {
+		return fmt.Errorf("%d of %d people could not connect: %v", c.report.ConnectFailures, 2*c.o.Pairs, c.report.Errors)
+	}
+	c.report.Mode = c.o.Mode
+	c.board.enter("prepare")
+	if _, err := c.fleet.order(ctx, order{Do: "prepare"}, nil); err != nil {
+		return err
+	}
+	c.board.enter("load")
+	at := time.Now().Add(startIn)
+	samples := c.sampleBetween(ctx, at.Add(c.o.Warmup), at.Add(c.o.Warmup+c.o.Duration))
+	outcomes, err := c.fleet.order(ctx, order{Do: "run", At: at}, nil)
+	if err != nil {
+		return err
+	}
+	used := <-samples
+	if used.err != nil {
+		return used.err
+	}
+	c.gather(outcomes)
+	c.report.used(used.before, used.after)
+	c.report.ClientCPUSeconds = round(c.report.ClientCPUSeconds, 3)
+	if c.report.Acked > 0 {
+		c.report.ClientMicros = round(c.report.ClientCPUSeconds/float64(c.report.Acked)*1e6, 1)
+	}
+	c.board.enter("judge")
+	return c.judge(ctx)
+}
+
+// gather adds up what the processes counted in the window.
+func (c *course) gather(outcomes []*outcome) {
+	all := newCounts()
+	for _, one := range outcomes {
+		all.add(one.Counts)
+		c.report.ClientCPUSeconds += one.CPU
+		c.report.AliveAtEnd += one.Alive
+		c.report.Full = c.report.Full || one.Full
+	}
+	c.report.counted(all, c.o.Duration)
+}
+
+func (c *course) judge(ctx context.Context) error {
+	outcomes, err := c.fleet.order(ctx, order{Do: "judge"}, nil)
+	if err != nil {
+		return err
+	}
+	all := newCounts()
+	verdict := &Verdict{Checked: true, Violations: map[string]int64{}}
+	for _, one := range outcomes {
+		verdict.add(one.Verdict)
+		all.add(one.Counts)
+	}
+	c.report.PushesMissed = all.Missed // the judge's own repair found some
+	c.report.judged(verdict)
+	return nil
+}
+
+// used is two samples of the server processes.
+type used struct {
+	before, after map[string]Usage
+	err           error
+}
+
+// sampleBetween samples the server processes at two instants.
+func (c *course) sampleBetween(ctx context.Context, from, until time.Time) <-chan used {
+	done := make(chan used, 1)
+	go func() {
+		var u used
+		u.err = sleepUntil(ctx, from)
+		if u.err == nil {
+			u.before, u.err = c.watched.sample(ctx)
+		}
+		if u.err == nil {
+			u.err = sleepUntil(ctx, until)
+		}
+		if u.err == nil {
+			u.after, u.err = c.watched.sample(ctx)
+		}
+		done <- u
+	}()
+	return done
+}
+
+// idle connects everybody, step by step, and measures what silence costs.
+func (c *course) idle(ctx context.Context) error {
+	steps := c.o.Steps
+	if len(steps) == 0 || steps[len(steps)-1] != c.o.Conns {
+		steps = append(append([]int(nil), steps...), c.o.Conns)
+	}
+	first, err := c.watched.sample(ctx)
+	if err != nil {
+		return err
+	}
+	opened, seconds := 0, 0.0
+	for _, step := range steps {
+		began := time.Now()
+		if err := c.connect(ctx, step); err != nil {
+			return err
+		}
+		seconds += time.Since(began).Seconds()
+		opened = c.report.Connections
+		if err := c.step(ctx); err != nil {
+			return err
+		}
+	}
+	c.report.ConnectsPerSecond = round(float64(opened)/seconds, 1)
+	outcomes, err := c.fleet.order(ctx, order{Do: "look"}, nil)
+	if err != nil {
+		return err
+	}
+	c.gather(outcomes)
+	c.report.Seconds = seconds
+	c.report.used(first, c.report.Steps[len(c.report.Steps)-1].Usage)
+	c.report.sloped()
+	return nil
+}
+
+// step settles at one number of connections and measures.
+func (c *course) step(ctx context.Context) error {
+	if c.o.Sync {
+		c.board.enter("sync")
+		if _, err := c.fleet.order(ctx, order{Do: "sync"}, nil); err != nil {
+			return err
+		}
+	}
+	c.board.enter("settle")
+	if err := c.watched.collect(ctx); err != nil {
+		return err
+	}
+	if err := sleepUntil(ctx, time.Now().Add(c.o.Settle)); err != nil {
+		return err
+	}
+	usage, err := c.watched.sample(ctx)
+	if err != nil {
+		return err
+	}
+	c.report.Steps = append(c.report.Steps, Step{Connections: c.report.Connections, Usage: usage})
+	return nil
+}

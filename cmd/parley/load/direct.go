@@ -1,0 +1,226 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
+)
+
+const (
+	// callsAtOnce is how many calls a process makes at once beside the load.
+	callsAtOnce = 16
+	// settleTime bounds the wait for the last answers and pushes.
+	settleTime = 15 * time.Second
+	// patience is how long a closed loop waits for a push before it asks.
+	patience = 2 * time.Second
+)
+
+// prepare starts the conversations, or finds them: the first person with the
+// second, the third with the fourth and so on.
+func (r *run) prepare(ctx context.Context) error {
+	talks := make([]*talk, len(r.people)/2)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(callsAtOnce)
+	for i := range talks {
+		group.Go(func() (err error) { talks[i], err = r.start(ctx, i); return err })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	r.talks.Store(&talks)
+	return nil
+}
+
+func (r *run) start(ctx context.Context, i int) (*talk, error) {
+	r.mu.Lock()
+	a, b := r.sockets[2*i], r.sockets[2*i+1]
+	r.mu.Unlock()
+	if a == nil || b == nil {
+		return nil, errNotConnected
+	}
+	other := r.people[2*i+1].ID.String()
+	var res messagingv1.CreateDirectConversationResponse
+	err := again(ctx, func() error {
+		return a.call(ctx, procedureStart, &messagingv1.CreateDirectConversationRequest{UserId: other}, &res)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start a conversation: %w", err)
+	}
+	c := res.GetConversation()
+	t := &talk{run: r, index: uint32(i), id: c.GetId(), base: c.GetHeadSeq(), baseOrdinal: c.GetHeadOrdinal()} //nolint:gosec // G115: an index
+	t.sides[0] = &side{person: 2 * i, id: r.people[2*i].ID.String(), socket: a, next: 1}
+	t.sides[1] = &side{person: 2*i + 1, id: other, socket: b, next: 1}
+	return t, nil
+}
+
+// again repeats a call that the server asks to repeat, for up to half a minute.
+func again(ctx context.Context, call func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		err := call()
+		told, ok := errors.AsType[*fault](err)
+		if !ok || !told.unknown() && told.Reason != "USER_NOT_FOUND" && told.Code != "resource_exhausted" {
+			return err
+		}
+		timer := time.NewTimer(max(told.RetryAfter, 100*time.Millisecond))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
+
+// direct sends messages from an instant on, for the warm-up and the measured time, and
+// waits until everything is quiet or settleTime has passed.
+func (r *run) direct(ctx context.Context, at time.Time) error {
+	from := at.Add(r.opts.Warmup)
+	until := from.Add(r.opts.Duration)
+	r.meter.measure(from, until)
+	if err := sleepUntil(ctx, at); err != nil {
+		return err
+	}
+	used := make(chan float64, 1)
+	go func() { used <- cpuBetween(ctx, from, until) }()
+	r.sending.Store(true)
+	switch r.opts.Mode {
+	case modeOpen:
+		r.openLoop(ctx, at, until)
+	default:
+		r.closedLoop(ctx, until)
+	}
+	r.sending.Store(false)
+	r.cpu = <-used
+	return r.settle(ctx)
+}
+
+// cpuBetween is what this process uses between two instants, in seconds.
+func cpuBetween(ctx context.Context, from, until time.Time) float64 {
+	_ = sleepUntil(ctx, from) // cut short, the figure is worth nothing and nobody asks
+	before := ownCPU()
+	_ = sleepUntil(ctx, until)
+	return ownCPU() - before
+}
+
+// closedLoop starts every pair; from then on the readers drive them.
+func (r *run) closedLoop(ctx context.Context, until time.Time) {
+	for _, t := range r.allTalks() {
+		t.mu.Lock()
+		t.closedRun = true
+		t.advanceLocked(time.Now())
+		t.mu.Unlock()
+	}
+	r.whileSending(ctx, until)
+	for _, t := range r.allTalks() {
+		t.mu.Lock()
+		t.closedRun = false
+		t.mu.Unlock()
+	}
+}
+
+// whileSending waits for the end of the load, or for a full record.
+func (r *run) whileSending(ctx context.Context, until time.Time) {
+	for r.sending.Load() && time.Now().Before(until) {
+		if sleepUntil(ctx, earlier(until, time.Now().Add(50*time.Millisecond))) != nil {
+			return
+		}
+	}
+}
+
+// openLoop sends at fixed intended times, whatever has become of the messages
+// before: a slow server gets no rest, and its delays count from when a message was
+// meant to leave. Pairs take turns in an order drawn by the seed.
+func (r *run) openLoop(ctx context.Context, at, until time.Time) {
+	random := rand.New(rand.NewPCG(r.opts.Seed, uint64(r.process)+1<<32)) //nolint:gosec // G404: repeatable on purpose
+	share := r.opts.Rate / float64(r.opts.Procs)
+	interval := time.Duration(float64(time.Second) / share)
+	// Processes share the rate, each a part of an interval behind the one before.
+	next := at.Add(interval * time.Duration(r.process) / time.Duration(r.opts.Procs))
+	talks := r.allTalks()
+	lanes := min(senders, len(talks))
+	work := make([]chan due, lanes)
+	var sending sync.WaitGroup
+	for i := range work {
+		work[i] = make(chan due, queued)
+		sending.Go(func() {
+			for d := range work[i] {
+				talks[d.talk].send(d.from, d.at)
+			}
+		})
+	}
+	order := random.Perm(len(talks))
+	for i := 0; next.Before(until) && r.sending.Load(); i++ {
+		if wait := time.Until(next); wait > 0 && sleepUntil(ctx, next) != nil {
+			break
+		}
+		talk := order[i%len(order)]
+		// A full queue delays those behind it; their latency counts from the intended time.
+		work[talk%lanes] <- due{talk, uint8(random.IntN(2)), next} //nolint:gosec // G115: 0 or 1
+		next = next.Add(interval)
+	}
+	for _, w := range work {
+		close(w)
+	}
+	sending.Wait()
+}
+
+const (
+	// senders write for the open loop: one blocked connection holds up a fraction only.
+	senders = 8
+	queued  = 4096
+)
+
+// due is one message of the open loop.
+type due struct {
+	talk int
+	from uint8
+	at   time.Time
+}
+
+// settle waits until every message is answered and delivered.
+func (r *run) settle(ctx context.Context) error {
+	deadline := time.Now().Add(settleTime)
+	for time.Now().Before(deadline) {
+		quiet := true
+		for _, t := range r.allTalks() {
+			if quiet = t.quiet(); !quiet {
+				break
+			}
+		}
+		if quiet {
+			return nil
+		}
+		if err := sleepUntil(ctx, time.Now().Add(20*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	return nil // the judge says what is missing
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// sleepUntil waits for an instant. The error is ctx's.
+func sleepUntil(ctx context.Context, at time.Time) error {
+	timer := time.NewTimer(time.Until(at))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,179 @@
+package load
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// latencies is a histogram of times in microseconds, up to ten minutes, to three
+// digits. It travels between processes in its compressed encoding.
+type latencies struct{ *hdrhistogram.Histogram }
+
+const longest = 10 * time.Minute
+
+func newLatencies() latencies {
+	return latencies{hdrhistogram.New(1, longest.Microseconds(), 3)}
+}
+
+func (l latencies) add(d time.Duration) {
+	// Cannot fail: the value is within the histogram's bounds.
+	_ = l.RecordValue(min(max(d.Microseconds(), 1), longest.Microseconds()))
+}
+
+// MarshalJSON implements json.Marshaler.
+func (l latencies) MarshalJSON() ([]byte, error) {
+	raw, err := l.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	if err != nil {
+		return nil, fmt.Errorf("encode a histogram: %w", err)
+	}
+	return json.Marshal(string(raw)) // base64 already
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *latencies) UnmarshalJSON(b []byte) error {
+	var raw string
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return err
+	}
+	decoded, err := hdrhistogram.Decode([]byte(raw))
+	if err != nil {
+		return fmt.Errorf("decode a histogram: %w", err)
+	}
+	l.Histogram = decoded
+	return nil
+}
+
+// Counts are what one or all client processes saw in a span of time.
+type Counts struct {
+	// Sent left, Acked were acknowledged, Refused were answered by an error that
+	// means "not stored", Unknown have no answer that tells.
+	Sent, Acked, Refused, Unknown int64
+	// Hinted of Refused said when to come again.
+	Hinted int64
+	// Delivered reached the other person by a push; Missed only by ListEvents.
+	Delivered, Missed int64
+	// Doubled were pushed more than once to one connection, Holes are pushes that came before an earlier one.
+	Doubled, Holes int64
+	// Disconnects ended without our wish, Renewed are tokens prolonged on an open connection.
+	Disconnects, Renewed, Syncs int64
+	// Errors by code and reason, or by what broke a connection.
+	Errors map[string]int64
+
+	Ack, Delivery, Refusal, SyncTime latencies
+}
+
+func newCounts() *Counts {
+	return &Counts{Errors: map[string]int64{}, Ack: newLatencies(), Delivery: newLatencies(), Refusal: newLatencies(), SyncTime: newLatencies()}
+}
+
+// numbers are all plain counters, for adding up.
+func (c *Counts) numbers() []*int64 {
+	return []*int64{
+		&c.Sent, &c.Acked, &c.Refused, &c.Unknown, &c.Hinted, &c.Delivered, &c.Missed, &c.Doubled, &c.Holes,
+		&c.Disconnects, &c.Renewed, &c.Syncs,
+	}
+}
+
+// add merges other into c.
+func (c *Counts) add(other *Counts) {
+	theirs := other.numbers()
+	for i, n := range c.numbers() {
+		*n += *theirs[i]
+	}
+	for what, n := range other.Errors {
+		c.Errors[what] += n
+	}
+	c.Ack.Merge(other.Ack.Histogram)
+	c.Delivery.Merge(other.Delivery.Histogram)
+	c.Refusal.Merge(other.Refusal.Histogram)
+	c.SyncTime.Merge(other.SyncTime.Histogram)
+}
+
+func (c *Counts) reset() {
+	for _, n := range c.numbers() {
+		*n = 0
+	}
+	clear(c.Errors)
+	c.Ack.Reset()
+	c.Delivery.Reset()
+	c.Refusal.Reset()
+	c.SyncTime.Reset()
+}
+
+// meter counts for one client process: the second that runs, for the display, and the
+// measured window. What belongs to a message counts for the window if the message was
+// meant to leave in it, however late the rest came.
+type meter struct {
+	mu     sync.Mutex
+	second *Counts
+	window *Counts
+	// from and until bound the window, in nanoseconds since 1970.
+	from, until int64
+}
+
+func newMeter() *meter { return &meter{second: newCounts(), window: newCounts()} }
+
+// measure sets the window.
+func (m *meter) measure(from, until time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.from, m.until = from.UnixNano(), until.UnixNano()
+}
+
+// count runs fn on the counts that something belongs to which was meant for an instant.
+func (m *meter) count(intended int64, fn func(c *Counts)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn(m.second)
+	if intended >= m.from && intended < m.until {
+		fn(m.window)
+	}
+}
+
+// note counts something that belongs to no message.
+func (m *meter) note(fn func(c *Counts)) { m.count(time.Now().UnixNano(), fn) }
+
+// fail counts an error by what it is.
+func (m *meter) fail(intended int64, err error) {
+	m.count(intended, func(c *Counts) { c.Errors[nameOf(err)]++ })
+}
+
+// takeSecond returns what was counted since the last call, into c.
+func (m *meter) takeSecond(into *Counts) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	into.add(m.second)
+	m.second.reset()
+}
+
+// takeWindow returns the window's counts so far.
+func (m *meter) takeWindow() *Counts {
+	c := newCounts()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.add(m.window)
+	return c
+}
+
+// nameOf is the class of an error: few values, no ids.
+func nameOf(err error) string {
+	if f, ok := errors.AsType[*fault](err); ok {
+		return strings.TrimSpace(f.Code + " " + f.Reason)
+	}
+	return classOf(err)
+}
+
+// trimReason cuts the enum's prefix, as docs/protocol.md writes reasons.
+func trimReason(name string) string {
+	name = strings.TrimPrefix(name, "REASON_")
+	if name == "UNSPECIFIED" {
+		return ""
+	}
+	return name
+}

@@ -1,0 +1,225 @@
+package load
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Usage is what a server process has used so far and holds now.
+type Usage struct {
+	// CPU in seconds, user and system, with all descendants.
+	CPU float64 `json:"cpu_seconds"`
+	// RSS of the process itself, RSSTree with its descendants (shared pages count in each), in bytes.
+	RSS     int64 `json:"rss_bytes"`
+	RSSTree int64 `json:"rss_tree_bytes"`
+}
+
+// ticksPerSecond is USER_HZ, which Linux has fixed at 100 on all platforms of Go.
+const ticksPerSecond = 100
+
+// watched are the server processes whose use is measured.
+type watched struct {
+	names   []string
+	pids    map[string]int
+	metrics []string
+	client  *http.Client
+}
+
+// watch reads --pids ("server=12,postgres=13") and --metrics (URLs of admin ports).
+func watch(pids string, metrics []string) (*watched, error) {
+	w := &watched{pids: map[string]int{}, client: &http.Client{Timeout: 10 * time.Second}}
+	for _, part := range strings.FieldsFunc(pids, func(r rune) bool { return r == ',' }) {
+		name, number, ok := strings.Cut(part, "=")
+		pid, err := strconv.Atoi(number)
+		if !ok || err != nil {
+			return nil, fmt.Errorf("--pids: %q is not name=PID", part)
+		}
+		w.names = append(w.names, name)
+		w.pids[name] = pid
+	}
+	for _, url := range metrics {
+		w.metrics = append(w.metrics, strings.TrimSuffix(strings.TrimSuffix(url, "/"), "/metrics"))
+	}
+	return w, nil
+}
+
+// roots are the watched processes.
+func (w *watched) roots() map[int]bool {
+	roots := make(map[int]bool, len(w.pids))
+	for _, pid := range w.pids {
+		roots[pid] = true
+	}
+	return roots
+}
+
+// sample looks at all of them now.
+func (w *watched) sample(ctx context.Context) (map[string]Usage, error) {
+	all := map[string]Usage{}
+	if len(w.pids) > 0 {
+		table, err := processes()
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range w.names {
+			if all[name], err = table.usage(w.pids[name], w.roots()); err != nil {
+				return nil, fmt.Errorf("--pids: %s: %w", name, err)
+			}
+		}
+	}
+	for _, url := range w.metrics {
+		used, err := w.scrape(ctx, url)
+		if err != nil {
+			return nil, fmt.Errorf("--metrics: %w", err)
+		}
+		all[url] = used
+	}
+	return all, nil
+}
+
+// scrape reads the process figures that every admin port has in its metrics.
+func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
+	body, err := w.get(ctx, url+"/metrics")
+	if err != nil {
+		return Usage{}, err
+	}
+	var u Usage
+	found := 0
+	lines := bufio.NewScanner(bytes.NewReader(body))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		name, _, _ = strings.Cut(name, "{")
+		number, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "process_cpu_seconds_total":
+			u.CPU, found = number, found+1
+		case "process_resident_memory_bytes":
+			u.RSS, u.RSSTree, found = int64(number), int64(number), found+1
+		}
+	}
+	if found < 2 {
+		return u, fmt.Errorf("%s/metrics tells nothing about its process", url)
+	}
+	return u, lines.Err()
+}
+
+func (w *watched) get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", url, err)
+	}
+	res, err := w.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", url, err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("read %s: status %d", url, res.StatusCode), err)
+	}
+	return body, nil
+}
+
+// collect asks every admin port to collect its garbage, so that the memory after it is
+// what is in use.
+func (w *watched) collect(ctx context.Context) error {
+	for _, url := range w.metrics {
+		for range 2 { // the second one frees what the first has finalised
+			if _, err := w.get(ctx, url+"/debug/pprof/heap?gc=1"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// entryOf is a line of the table of processes.
+type entryOf struct {
+	parent int
+	cpu    float64
+	rss    int64
+}
+
+type processTable map[int]entryOf
+
+// processes reads /proc. Processes that end meanwhile are left out.
+func processes() (processTable, error) {
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil || len(paths) == 0 {
+		return nil, errors.New("--pids needs /proc, which only Linux has; use --metrics")
+	}
+	table := processTable{}
+	for _, path := range paths {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			continue
+		}
+		raw, err := os.ReadFile(path) //nolint:gosec // G304: of /proc
+		if err != nil {
+			continue
+		}
+		if entry, ok := parseStat(string(raw)); ok {
+			table[pid] = entry
+		}
+	}
+	return table, nil
+}
+
+// parseStat reads a line of proc_pid_stat(5): after the name in parentheses come the state, the
+// parent (field 4), the times (14 to 17; the last two of children that have ended) and the RSS in pages (24).
+func parseStat(line string) (entryOf, bool) {
+	end := strings.LastIndex(line, ") ")
+	if end < 0 {
+		return entryOf{}, false
+	}
+	fields := strings.Fields(line[end+2:]) // fields[0] is field 3
+	if len(fields) < 22 {
+		return entryOf{}, false
+	}
+	number := func(field int) int64 {
+		n, err := strconv.ParseInt(fields[field-3], 10, 64)
+		if err != nil {
+			return 0
+		}
+		return n
+	}
+	ticks := number(14) + number(15) + number(16) + number(17)
+	return entryOf{
+		parent: int(number(4)), cpu: float64(ticks) / ticksPerSecond, rss: number(24) * int64(os.Getpagesize()),
+	}, true
+}
+
+// usage adds up a process and its descendants, except those that another watched
+// process is the root of: PostgreSQL that runs below the server is its own.
+func (t processTable) usage(root int, roots map[int]bool) (Usage, error) {
+	own, ok := t[root]
+	if !ok {
+		return Usage{}, fmt.Errorf("there is no process %d", root)
+	}
+	u := Usage{RSS: own.rss}
+	for pid, entry := range t {
+		for at, depth := pid, 0; at > 1 && depth < 16; at, depth = t[at].parent, depth+1 {
+			if at == root {
+				u.CPU += entry.cpu
+				u.RSSTree += entry.rss
+				break
+			}
+			if roots[at] {
+				break // counts for that one
+			}
+		}
+	}
+	return u, nil
+}

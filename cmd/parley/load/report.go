@@ -1,0 +1,230 @@
+package load
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Latency in milliseconds.
+type Latency struct {
+	Count int64   `json:"count"`
+	P50   float64 `json:"p50_ms"`
+	P95   float64 `json:"p95_ms"`
+	P99   float64 `json:"p99_ms"`
+	P999  float64 `json:"p99_9_ms"`
+	Max   float64 `json:"max_ms"`
+}
+
+func latencyOf(l latencies) Latency {
+	at := func(p float64) float64 { return float64(l.ValueAtPercentile(p)) / 1000 }
+	return Latency{l.TotalCount(), at(50), at(95), at(99), at(99.9), float64(l.Max()) / 1000}
+}
+
+// Process is what a server process used in the measured time.
+type Process struct {
+	CPUSeconds float64 `json:"cpu_seconds"`
+	// CPUPerThousand messages, in seconds.
+	CPUPerThousand float64 `json:"cpu_seconds_per_1000_messages,omitempty"`
+	// RSS at the end, in bytes; of the tree with all descendants.
+	RSS     int64 `json:"rss_bytes"`
+	RSSTree int64 `json:"rss_tree_bytes"`
+	// BytesPerConnection is the slope of RSS over the steps of idle.
+	BytesPerConnection float64 `json:"bytes_per_connection,omitempty"`
+}
+
+// Step is one number of idle connections.
+type Step struct {
+	Connections int              `json:"connections"`
+	Usage       map[string]Usage `json:"usage"`
+}
+
+// Report is the summary of a run; --json prints it.
+type Report struct {
+	Scenario string    `json:"scenario"`
+	Mode     string    `json:"mode,omitempty"`
+	At       time.Time `json:"at"`
+	Command  string    `json:"command"`
+	Seed     uint64    `json:"seed"`
+	Machine  Machine   `json:"machine"`
+	Procs    int       `json:"client_processes"`
+
+	Connections       int     `json:"connections"`
+	ConnectFailures   int     `json:"connect_failures"`
+	ConnectsPerSecond float64 `json:"connects_per_second"`
+	// Connects99 leaves out the last of a hundred.
+	Connects99 float64 `json:"connects_per_second_first_99_percent"`
+	AliveAtEnd int     `json:"alive_at_end"`
+
+	// Seconds is the measured time.
+	Seconds             float64 `json:"seconds,omitempty"`
+	Sent                int64   `json:"sent"`
+	Acked               int64   `json:"acked"`
+	Delivered           int64   `json:"delivered"`
+	MessagesPerSecond   float64 `json:"messages_per_second"`
+	DeliveriesPerSecond float64 `json:"deliveries_per_second"`
+	Refused             int64   `json:"refused"`
+	RefusedWithHint     int64   `json:"refused_with_retry_hint"`
+	Unknown             int64   `json:"outcome_unknown"`
+
+	Ack      Latency `json:"ack"`
+	Delivery Latency `json:"delivery"`
+	Refusal  Latency `json:"refusal"`
+	Sync     Latency `json:"sync"`
+
+	// PushesMissed came by ListEvents only; doubles and holes in pushes are repaired and are
+	// no fault in themselves.
+	PushesMissed  int64            `json:"pushes_missed"`
+	PushesDoubled int64            `json:"pushes_doubled"`
+	PushHoles     int64            `json:"push_holes"`
+	Disconnects   int64            `json:"disconnects"`
+	Renewed       int64            `json:"tokens_renewed"`
+	Errors        map[string]int64 `json:"errors"`
+
+	// The judge: what the system broke.
+	Checked    bool             `json:"checked"`
+	Judged     int64            `json:"messages_judged"`
+	Losses     int64            `json:"losses"`
+	Duplicates int64            `json:"duplicates"`
+	Reordered  int64            `json:"order_violations"`
+	Violations map[string]int64 `json:"violations"`
+	Told       []string         `json:"violations_told,omitempty"`
+	Full       bool             `json:"stopped_record_full,omitempty"`
+
+	Processes map[string]*Process `json:"processes"`
+	Steps     []Step              `json:"steps,omitempty"`
+	// ClientCPUSeconds are of all client processes, ClientMicros per message.
+	ClientCPUSeconds float64 `json:"client_cpu_seconds"`
+	ClientMicros     float64 `json:"client_cpu_us_per_message,omitempty"`
+}
+
+// Machine is where it ran.
+type Machine struct {
+	CPUs   int    `json:"cpus"`
+	Model  string `json:"model"`
+	Kernel string `json:"kernel"`
+	Go     string `json:"go"`
+	// LoadBefore and LoadAfter are the load averages of the last minute.
+	LoadBefore string `json:"load_average_before"`
+	LoadAfter  string `json:"load_average_after"`
+}
+
+func machine() Machine {
+	return Machine{
+		CPUs: runtime.NumCPU(), Go: runtime.Version(), LoadBefore: loadAverage(),
+		Model: fieldOf("/proc/cpuinfo", "model name"), Kernel: firstLine("/proc/sys/kernel/osrelease"),
+	}
+}
+
+// counted fills in what the client processes counted.
+func (r *Report) counted(c *Counts, measured time.Duration) {
+	r.Seconds = measured.Seconds()
+	r.Sent, r.Acked, r.Delivered, r.Refused, r.RefusedWithHint, r.Unknown = c.Sent, c.Acked, c.Delivered, c.Refused, c.Hinted, c.Unknown
+	r.PushesMissed, r.PushesDoubled, r.PushHoles = c.Missed, c.Doubled, c.Holes
+	r.Disconnects, r.Renewed, r.Errors = c.Disconnects, c.Renewed, c.Errors
+	r.Ack, r.Delivery, r.Refusal, r.Sync = latencyOf(c.Ack), latencyOf(c.Delivery), latencyOf(c.Refusal), latencyOf(c.SyncTime)
+	if seconds := measured.Seconds(); seconds > 0 {
+		r.MessagesPerSecond = round(float64(c.Acked)/seconds, 1)
+		r.DeliveriesPerSecond = round(float64(c.Delivered)/seconds, 1)
+	}
+}
+
+// judged fills in what the judge found.
+func (r *Report) judged(v *Verdict) {
+	r.Checked, r.Judged, r.Violations, r.Told = v.Checked, v.Messages, v.Violations, v.Told
+	r.Losses, r.Duplicates, r.Reordered = v.Violations["lost"], v.Violations["doubled"], v.Violations["reordered"]
+}
+
+// used fills in what the processes used between two samples.
+func (r *Report) used(before, after map[string]Usage) {
+	r.Processes = map[string]*Process{}
+	for name, end := range after {
+		p := &Process{CPUSeconds: round(end.CPU-before[name].CPU, 3), RSS: end.RSS, RSSTree: end.RSSTree}
+		if r.Acked > 0 {
+			p.CPUPerThousand = round(p.CPUSeconds/float64(r.Acked)*1000, 4)
+		}
+		r.Processes[name] = p
+	}
+}
+
+// sloped fills in the memory per connection: from the first step to the last.
+func (r *Report) sloped() {
+	if len(r.Steps) < 2 {
+		return
+	}
+	first, last := r.Steps[0], r.Steps[len(r.Steps)-1]
+	for name, p := range r.Processes {
+		grown := last.Usage[name].RSS - first.Usage[name].RSS
+		p.BytesPerConnection = round(float64(grown)/float64(last.Connections-first.Connections), 0)
+	}
+}
+
+// broken says whether the system broke a promise.
+func (r *Report) broken() bool { return len(r.Violations) > 0 }
+
+func round(x float64, digits int) float64 {
+	shift := math.Pow10(digits)
+	return math.Round(x*shift) / shift
+}
+
+// print is the report for people.
+func (r *Report) print(out io.Writer) error {
+	w := &lines{}
+	w.add("%s %s, seed %d, %d client processes", r.Scenario, r.Mode, r.Seed, r.Procs)
+	w.add("machine      %d CPUs %s, Linux %s, load average %s before, %s after", r.Machine.CPUs, r.Machine.Model, r.Machine.Kernel, r.Machine.LoadBefore, r.Machine.LoadAfter)
+	w.add("connections  %d opened, %d failed, %.0f/s (first 99 %%: %.0f/s), %d alive at the end, %d disconnects, %d tokens renewed",
+		r.Connections, r.ConnectFailures, r.ConnectsPerSecond, r.Connects99, r.AliveAtEnd, r.Disconnects, r.Renewed)
+	if r.Sent > 0 {
+		w.add("messages     %d sent, %d acked (%.1f/s), %d delivered (%.1f/s) in %.1f s", r.Sent, r.Acked, r.MessagesPerSecond, r.Delivered, r.DeliveriesPerSecond, r.Seconds)
+		w.add("             %d refused (%d with a hint when to come again), %d without a certain outcome", r.Refused, r.RefusedWithHint, r.Unknown)
+		w.add("pushes       %d missed, %d doubled, %d out of order; all repaired by the protocol", r.PushesMissed, r.PushesDoubled, r.PushHoles)
+	}
+	for _, l := range []struct {
+		name string
+		of   Latency
+	}{{"ack", r.Ack}, {"delivery", r.Delivery}, {"refusal", r.Refusal}, {"sync", r.Sync}} {
+		if l.of.Count > 0 {
+			w.add("%-12s p50 %.2f  p95 %.2f  p99 %.2f  p99.9 %.2f  max %.2f ms", l.name, l.of.P50, l.of.P95, l.of.P99, l.of.P999, l.of.Max)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Processes)) {
+		p := r.Processes[name]
+		w.add("%-12s %.2f CPU s, %.4f per 1,000 messages; %.1f MiB resident; %.0f bytes per connection", name, p.CPUSeconds, p.CPUPerThousand, float64(p.RSS)/(1<<20), p.BytesPerConnection)
+	}
+	w.add("client       %.2f CPU s, %.1f µs per message", r.ClientCPUSeconds, r.ClientMicros)
+	for _, name := range slices.Sorted(maps.Keys(r.Errors)) {
+		w.add("error        %6d × %s", r.Errors[name], name)
+	}
+	r.printVerdict(w)
+	_, err := io.WriteString(out, w.String())
+	return err
+}
+
+func (r *Report) printVerdict(w *lines) {
+	switch {
+	case r.Scenario != scenarioDirect:
+	case !r.Checked:
+		w.add("judge        was not asked")
+	case !r.broken():
+		w.add("judge        %d messages: nothing lost, nothing doubled, all in order", r.Judged)
+	default:
+		w.add("judge        %d messages: %d lost, %d doubled, %d out of order; by rule: %v", r.Judged, r.Losses, r.Duplicates, r.Reordered, r.Violations)
+		for _, told := range r.Told {
+			w.add("             %s", told)
+		}
+	}
+	if r.Full {
+		w.add("             the record was full and the load ended early; see --record-limit")
+	}
+}
+
+type lines struct{ strings.Builder }
+
+func (l *lines) add(format string, args ...any) {
+	_, _ = fmt.Fprintf(l, format+"\n", args...) // a Builder does not fail
+}

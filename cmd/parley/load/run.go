@@ -1,0 +1,288 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/parleychat/parley/cmd/parley/crowd"
+)
+
+// run is the load of one client process: its share of the people, their connections and
+// what they saw.
+type run struct {
+	opts    Options
+	process int
+	tag     uint16
+	people  []crowd.Person
+	mint    crowd.Mint
+	filler  []byte
+	dialers []*websocket.Dialer
+
+	meter    *meter
+	ticks    atomic.Uint32
+	recorded atomic.Int64
+	limit    int64
+	keep     bool
+	wait     uint8
+	// sending is on from the start of the load to its end; ending, when connections
+	// are closed on purpose; full, when the record is.
+	sending, ending, full atomic.Bool
+	// beat counts the keeper's seconds.
+	beat atomic.Int64
+
+	mu      sync.Mutex
+	sockets []*socket // by person; nil while there is none
+	readers sync.WaitGroup
+	// talks are published when all are prepared.
+	talks atomic.Pointer[[]*talk]
+	// cpu is what this process used in the measured window, in seconds.
+	cpu float64
+	// ctx ends redials.
+	ctx   context.Context //nolint:containedctx // of the process, for what no caller waits for
+	plant plant
+}
+
+// plant are faults of this client, for the tests of the judge: forget hides an entry
+// from the record, dropPush loses a push before anybody sees it.
+type plant struct {
+	forget   func(seq int64) bool
+	dropPush func(e *entry) bool
+}
+
+func newRun(ctx context.Context, job job, plant plant) *run {
+	r := &run{
+		opts: job.Options, process: job.Process, tag: job.Tag, people: job.People, mint: job.Mint,
+		meter: newMeter(), limit: job.Options.RecordLimit / int64(job.Options.Procs), keep: job.Options.Check,
+		sockets: make([]*socket, len(job.People)), ctx: ctx, plant: plant,
+	}
+	r.wait = map[string]uint8{"ack": waitAck, "delivery": waitDelivery, "both": waitAck | waitDelivery}[job.Options.Wait]
+	random := rand.New(rand.NewPCG(job.Options.Seed, uint64(job.Process))) //nolint:gosec // G404: repeatable on purpose
+	r.filler = make([]byte, 4096)
+	for i := range r.filler {
+		r.filler[i] = "abcdefghijklmnopqrstuvwxyz     "[random.IntN(31)]
+	}
+	for _, source := range job.Options.sources() {
+		r.dialers = append(r.dialers, dialFrom(source))
+	}
+	return r
+}
+
+func (r *run) tick() uint32 { return r.ticks.Add(1) }
+
+// record makes room for one more message of a talk. False: the record is full, and the load ends.
+func (r *run) record(t *talk) bool {
+	if !r.keep {
+		t.forgetLocked()
+		return true
+	}
+	if r.recorded.Add(1) > r.limit || len(t.sends) >= maxMessages {
+		r.full.Store(true)
+		r.sending.Store(false)
+		return false
+	}
+	return true
+}
+
+// later runs fn after a while, unless the process ends.
+func (r *run) later(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
+
+// Connected is how connecting went.
+type Connected struct {
+	Opened, Failed int
+	Seconds        float64
+	// Seconds99 is when the first 99 of 100 were there: one straggler says nothing about a rate.
+	Seconds99 float64
+}
+
+// connect opens connections of people up to a number, several at once.
+func (r *run) connect(ctx context.Context, upTo int) Connected {
+	from := 0
+	r.mu.Lock()
+	for from < len(r.sockets) && r.sockets[from] != nil {
+		from++
+	}
+	r.mu.Unlock()
+	began := time.Now()
+	var next, opened, failed atomic.Int64
+	var most atomic.Int64
+	next.Store(int64(from))
+	var dialing sync.WaitGroup
+	for range min(r.opts.Dials, upTo-from) {
+		dialing.Go(func() {
+			for {
+				person := int(next.Add(1)) - 1
+				if person >= upTo || ctx.Err() != nil {
+					return
+				}
+				if err := r.open(ctx, person); err != nil {
+					r.meter.fail(0, fmt.Errorf("connect: %w", err))
+					failed.Add(1)
+					continue
+				}
+				if opened.Add(1) == int64(upTo-from)*99/100 {
+					most.Store(int64(time.Since(began)))
+				}
+			}
+		})
+	}
+	dialing.Wait()
+	return Connected{int(opened.Load()), int(failed.Load()), time.Since(began).Seconds(), time.Duration(most.Load()).Seconds()}
+}
+
+// open connects a person and starts its reader.
+func (r *run) open(ctx context.Context, person int) error {
+	r.mu.Lock()
+	token := r.people[person].Token
+	r.mu.Unlock()
+	s, err := dial(ctx, r.dialers[person%len(r.dialers)], r.opts.URL, token)
+	if err != nil {
+		return err
+	}
+	s.to, s.person, s.tick = r, person, &r.beat
+	s.heard.Store(r.beat.Load())
+	r.mu.Lock()
+	r.sockets[person] = s
+	r.mu.Unlock()
+	r.readers.Go(s.run)
+	return nil
+}
+
+// talkOf is the talk of a person and its side in it; nil if there is none.
+func (r *run) talkOf(person int) (*talk, int) {
+	talks := r.allTalks()
+	if person/2 >= len(talks) {
+		return nil, 0
+	}
+	return talks[person/2], person % 2
+}
+
+// allTalks are the conversations, none before they are prepared.
+func (r *run) allTalks() []*talk {
+	if talks := r.talks.Load(); talks != nil {
+		return *talks
+	}
+	return nil
+}
+
+// pushed implements listener.
+func (r *run) pushed(s *socket, e *entry, now time.Time) {
+	if r.plant.dropPush != nil && r.plant.dropPush(e) {
+		return
+	}
+	if t, _ := r.talkOf(s.person); t != nil && string(e.conversation) == t.id {
+		t.pushed(s, e, now)
+	}
+}
+
+// resync implements listener: pushes may have been lost.
+func (r *run) resync(s *socket) {
+	t, i := r.talkOf(s.person)
+	if t == nil {
+		return // the keeper syncs idle ones
+	}
+	r.meter.note(func(c *Counts) { c.Syncs++ })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.repairLocked(i)
+}
+
+// closed implements listener. Unless it was our wish, the person comes back.
+func (r *run) closed(s *socket, err error) {
+	r.mu.Lock()
+	if r.sockets[s.person] == s {
+		r.sockets[s.person] = nil
+	}
+	r.mu.Unlock()
+	if t, _ := r.talkOf(s.person); t != nil {
+		t.detach(s)
+	}
+	if r.ending.Load() {
+		return
+	}
+	r.meter.note(func(c *Counts) { c.Disconnects++ })
+	r.meter.fail(time.Now().UnixNano(), err)
+	r.readers.Go(func() { r.comeBack(s.person) })
+}
+
+// comeBack connects a person again, with full jitter between tries as section 7 of
+// docs/protocol.md asks.
+func (r *run) comeBack(person int) {
+	const most = 30 * time.Second
+	for tries := 0; ; tries++ {
+		pause := rand.N(min(most, time.Second<<min(tries, 5)))
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-r.ctx.Done():
+			timer.Stop()
+			return
+		}
+		if r.ending.Load() {
+			return
+		}
+		_, err := r.newToken(person)
+		if err == nil {
+			err = r.open(r.ctx, person)
+		}
+		if err == nil {
+			break
+		}
+		r.meter.fail(time.Now().UnixNano(), err)
+	}
+	r.mu.Lock()
+	s := r.sockets[person]
+	r.mu.Unlock()
+	if t, i := r.talkOf(person); t != nil && s != nil {
+		t.attach(i, s)
+	}
+}
+
+// newToken gives a person a fresh token.
+func (r *run) newToken(person int) (crowd.Person, error) {
+	r.mu.Lock()
+	p := r.people[person]
+	r.mu.Unlock()
+	if err := r.mint.Renew(&p, time.Now()); err != nil {
+		return p, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.people[person].Token, r.people[person].Expires = p.Token, p.Expires
+	return p, nil
+}
+
+// end closes all connections and waits for their readers.
+func (r *run) end() {
+	r.ending.Store(true)
+	r.mu.Lock()
+	sockets := append([]*socket(nil), r.sockets...)
+	r.mu.Unlock()
+	for _, s := range sockets {
+		if s != nil {
+			s.end()
+		}
+	}
+	r.readers.Wait()
+}
+
+// alive counts the connections.
+func (r *run) alive() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, s := range r.sockets {
+		if s != nil {
+			n++
+		}
+	}
+	return n
+}
+
+var errNotConnected = errors.New("not everybody is connected")

@@ -1,0 +1,182 @@
+package load
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/parleychat/parley/cmd/parley/crowd"
+)
+
+// A client process is told what to do by lines of JSON on its standard input, and answers
+// each by one line; once a second in between it tells what it counted.
+
+// job is the first line.
+type job struct {
+	Options Options
+	Process int
+	Tag     uint16
+	People  []crowd.Person
+	Mint    crowd.Mint
+}
+
+// order is every line after it.
+type order struct {
+	Do string // connect, prepare, sync, run, judge, end
+	// UpTo is the number of connections after connect.
+	UpTo int
+	// At is when run begins.
+	At time.Time
+}
+
+// answer is a line of the client process: to an order, or a second's counts.
+type answer struct {
+	Second *second  `json:",omitempty"`
+	Done   *outcome `json:",omitempty"`
+}
+
+// second is what is shown while the load runs.
+type second struct {
+	Alive  int
+	Counts *Counts
+}
+
+// outcome answers an order.
+type outcome struct {
+	Error     string
+	Connected *Connected `json:",omitempty"`
+	// Counts are those of the measured window, Verdict what the judge found.
+	Counts  *Counts  `json:",omitempty"`
+	Verdict *Verdict `json:",omitempty"`
+	// CPU is what this process used in the measured window, in seconds.
+	CPU   float64
+	Alive int
+	// Full: the record was, and the load ended early.
+	Full bool
+}
+
+// worker serves one client process.
+type worker struct {
+	run *run
+	out *json.Encoder
+	mu  sync.Mutex // of out
+}
+
+// serve obeys orders until their end or that of ctx.
+func serve(ctx context.Context, in io.Reader, out io.Writer, plant plant) error {
+	lines := json.NewDecoder(bufio.NewReaderSize(in, 1<<16))
+	var j job
+	if err := lines.Decode(&j); err != nil {
+		return fmt.Errorf("read the job: %w", err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	w := &worker{run: newRun(ctx, j, plant), out: json.NewEncoder(out)}
+	var background sync.WaitGroup
+	background.Go(func() { w.run.keeper(ctx) })
+	background.Go(func() { w.seconds(ctx) })
+	defer background.Wait()
+	defer stop()
+	for {
+		var o order
+		if err := lines.Decode(&o); err != nil {
+			w.run.end()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("read an order: %w", err)
+		}
+		if err := w.tell(answer{Done: w.obey(ctx, o)}); err != nil {
+			w.run.end()
+			return err
+		}
+	}
+}
+
+func (w *worker) tell(a answer) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.out.Encode(a); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	return nil
+}
+
+func (w *worker) obey(ctx context.Context, o order) *outcome {
+	r := w.run
+	var done outcome
+	var err error
+	switch o.Do {
+	case "connect":
+		r.meter.measure(time.Unix(0, 0), time.Now().Add(time.Hour))
+		c := r.connect(ctx, o.UpTo)
+		done.Connected = &c
+	case "prepare":
+		err = r.prepare(ctx)
+	case "sync":
+		err = r.syncAll(ctx)
+	case "run":
+		err = r.direct(ctx, o.At)
+	case "judge":
+		done.Verdict, err = r.judge(ctx)
+	case "look":
+	case "end":
+		r.end()
+	default:
+		err = fmt.Errorf("unknown order %q", o.Do)
+	}
+	if err != nil {
+		done.Error = err.Error()
+	}
+	done.Counts, done.CPU, done.Alive, done.Full = r.meter.takeWindow(), r.cpu, r.alive(), r.full.Load()
+	return &done
+}
+
+// syncAll calls Sync for every connection, as each client does after its welcome.
+func (r *run) syncAll(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(callsAtOnce)
+	r.mu.Lock()
+	sockets := append([]*socket(nil), r.sockets...)
+	r.mu.Unlock()
+	for _, s := range sockets {
+		if s != nil && s.cursor == "" {
+			group.Go(func() error { return r.sync(ctx, s) })
+		}
+	}
+	return group.Wait()
+}
+
+// seconds tells every second what was counted in it.
+func (w *worker) seconds(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			counts := newCounts()
+			w.run.meter.takeSecond(counts)
+			if w.tell(answer{Second: &second{Alive: w.run.alive(), Counts: counts}}) != nil {
+				return // the parent has gone; the end of its orders tells the rest
+			}
+		}
+	}
+}
+
+// ownCPU is what this process used so far, in seconds.
+func ownCPU() float64 {
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		return 0
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds()
+}
