@@ -83,7 +83,7 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 		NetDialContext: cfg.NetDial, Subprotocols: []string{Subprotocol},
 		ReadBufferSize: 1024, WriteBufferSize: 1024, WriteBufferPool: &writeBuffers,
 	}
-	ws, res, err := dialer.DialContext(ctx, cfg.URL, http.Header{})
+	ws, res, err := dialer.DialContext(ctx, cfg.URL, http.Header{}) //nolint:bodyclose // the library needs no Close of this body
 	if err != nil {
 		return nil, dialError(res, err)
 	}
@@ -206,7 +206,7 @@ func (c *Conn) Begin(ctx context.Context, procedure, lane string, req proto.Mess
 	}
 	call := &realtimev1.Call{Procedure: procedure, Lane: lane, Request: body}
 	if deadline, ok := ctx.Deadline(); ok {
-		call.TimeoutMs = uint32(min(max(time.Until(deadline).Milliseconds(), 1), math.MaxUint32)) //nolint:gosec // G115: bounded here
+		call.TimeoutMs = uint32(min(max(time.Until(deadline).Milliseconds(), 1), math.MaxUint32))
 	}
 	id, answer := c.send(&realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Call{Call: call}})
 	return &Pending{conn: c, procedure: procedure, id: id, answer: answer}, nil

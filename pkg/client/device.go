@@ -24,6 +24,8 @@ const (
 	backoffCap  = 20 * time.Second
 	// repairTimeout bounds one Sync or ListEvents.
 	repairTimeout = 15 * time.Second
+	// tryTimeout bounds one try to send.
+	tryTimeout = 5 * time.Second
 	// retryRenewal is the pause after a renewal that failed.
 	retryRenewal = 5 * time.Second
 	// eventsPage is how many entries one ListEvents asks for, the most it gives.
@@ -361,9 +363,12 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 			return nil, err
 		}
 		res := &messagingv1.SendMessageResponse{}
-		err = conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
+		err = sendOnce(ctx, conn, req, res)
 		if err == nil {
 			return res, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
 		}
 		if !retryable(err) || !pause(ctx, max(retryAfter(err), jitter(tries))) {
 			return nil, err
@@ -372,6 +377,14 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 			retried()
 		}
 	}
+}
+
+// sendOnce is one try, which leaves time for others: a server that hangs must not
+// use up the patience of the caller.
+func sendOnce(ctx context.Context, conn *Conn, req *messagingv1.SendMessageRequest, res *messagingv1.SendMessageResponse) error {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	return conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
 }
 
 func call(ctx context.Context, conn *Conn, procedure string, req, res proto.Message) error {

@@ -68,8 +68,7 @@ func replyError(e *realtimev1.Error) *connect.Error {
 
 // sessionOver says that no further connect can succeed with this session.
 func sessionOver(err error) bool {
-	var closed *CloseError
-	if errors.As(err, &closed) {
+	if closed, ok := errors.AsType[*CloseError](err); ok {
 		return closed.Code == CloseUnauthentic && closed.Reason == "SESSION_REVOKED"
 	}
 	switch rpc.ReasonOf(err) {

@@ -94,7 +94,7 @@ func shortIdle() system.Options { return system.Options{IdleInterval: idle} }
 
 const idle = 2 * time.Second
 
-//nolint:paralleltest // beside TestFaults there would be four systems at once, and late looks like broken
+//nolint:paralleltest,tparallel // beside TestFaults there would be four systems at once, and late looks like broken
 func TestCalm(t *testing.T) {
 	for _, shape := range both {
 		t.Run(shape.String(), func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestCalm(t *testing.T) {
 	}
 }
 
-//nolint:paralleltest // see TestCalm
+//nolint:paralleltest,tparallel // see TestCalm
 func TestFaults(t *testing.T) {
 	for _, s := range faults {
 		for _, shape := range s.told() {

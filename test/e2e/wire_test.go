@@ -175,7 +175,9 @@ func internalMethodsAreHidden(t *testing.T, sys *system.System) {
 	res, err := web.Do(req)
 	require.NoError(t, err)
 	defer func() { _ = res.Body.Close() }()
-	var keys struct{ Keys []object }
+	var keys struct {
+		Keys []object `json:"keys"`
+	}
 	require.NoError(t, json.NewDecoder(res.Body).Decode(&keys))
 	require.NotEmpty(t, keys.Keys)
 	for _, key := range keys.Keys {

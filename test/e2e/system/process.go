@@ -241,7 +241,7 @@ func (p *Process) exit() string {
 }
 
 // neverInLogs are the marks of a defect, whatever the tests say.
-var neverInLogs = regexp.MustCompile(`(?m)^.*(WARNING: DATA RACE|^panic: |^fatal error: |level=ERROR msg="?panic).*$`)
+var neverInLogs = regexp.MustCompile(`(?m)^(WARNING: DATA RACE|panic: |fatal error: |.*level=ERROR msg="?panic).*$`)
 
 // judgeLog shows the log of a failed test, and fails a test whose log tells of a
 // defect that the story did not see.

@@ -161,7 +161,7 @@ func of(program string, env []string) []string {
 // the test.
 func folder(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "parley-e2e-")
+	dir, err := os.MkdirTemp("", "parley-e2e-") //nolint:usetesting // t.TempDir lies in a folder that only its owner enters
 	if err != nil {
 		t.Fatalf("make a folder: %v", err)
 	}
