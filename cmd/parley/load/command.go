@@ -18,6 +18,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime/pprof"
 	"strings"
 	"time"
 
@@ -42,6 +43,11 @@ func Command() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := lifecycle.Signals(cmd.Context())
 			defer stop()
+			end, err := profile(o.CPUProfile)
+			if err != nil {
+				return err
+			}
+			defer end()
 			return execute(ctx, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
@@ -70,6 +76,7 @@ func Command() *cobra.Command {
 	flags.BoolVar(&o.Quiet, "quiet", false, "show no progress")
 	flags.BoolVar(&o.Check, "check", true, "record everything and judge it at the end")
 	flags.Int64Var(&o.RecordLimit, "record-limit", 5_000_000, "messages to record at most, 110 bytes each; the load ends when it is reached")
+	flags.StringVar(&o.CPUProfile, "cpu-profile", "", "write a CPU profile of this process to a file; with --procs 1 that is the client")
 	flags.Uint64Var(&o.Seed, "seed", 1, "for everything drawn by chance")
 	return cmd
 }
@@ -161,4 +168,22 @@ func refresh(o Options, people []crowd.Person, mint crowd.Mint) error {
 		}
 	}
 	return nil
+}
+
+// profile starts a CPU profile of this process, if a file is named.
+func profile(path string) (end func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	file, err := os.Create(path) //nolint:gosec // G304: the operator's choice
+	if err != nil {
+		return nil, fmt.Errorf("write the profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(file); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the profile: %w", err), file.Close())
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = file.Close() // a profile that is cut short is seen by whoever reads it
+	}, nil
 }

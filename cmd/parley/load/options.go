@@ -54,6 +54,7 @@ type Options struct {
 	// RecordLimit is how many messages are recorded at most.
 	RecordLimit int64
 	Seed        uint64
+	CPUProfile  string
 }
 
 // check refuses what cannot be run.

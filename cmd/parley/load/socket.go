@@ -59,7 +59,7 @@ type socket struct {
 	heard atomic.Int64
 	// cursor is where the last Sync ended; of whoever syncs, one at a time.
 	cursor string
-	tick  *atomic.Int64
+	tick   *atomic.Int64
 
 	mu     sync.Mutex
 	write  writer
