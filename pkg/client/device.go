@@ -49,6 +49,9 @@ type DeviceConfig struct {
 	IdleInterval time.Duration
 	// ReconnectCap bounds the random pause between two tries to connect. 0: 20 s.
 	ReconnectCap time.Duration
+	// TryTimeout bounds one try of Send: what hangs is sent again, with the same
+	// client id. 0: only the caller's context bounds it.
+	TryTimeout time.Duration
 }
 
 // Device keeps one person's conversations right on one device. It reconnects
@@ -385,6 +388,18 @@ func sendOnce(ctx context.Context, conn *Conn, req *messagingv1.SendMessageReque
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	return conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
+}
+
+// try sends a message once.
+func (d *Device) try(ctx context.Context, conn *Conn, req *messagingv1.SendMessageRequest) (*messagingv1.SendMessageResponse, error) {
+	if d.cfg.TryTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d.cfg.TryTimeout)
+		defer cancel()
+	}
+	res := &messagingv1.SendMessageResponse{}
+	err := conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
+	return res, err
 }
 
 func call(ctx context.Context, conn *Conn, procedure string, req, res proto.Message) error {
