@@ -42,6 +42,16 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// unlockDir gives the folder up. It unlocks before it closes: a child that another goroutine is just starting
+// holds a copy of the descriptor until its exec, and with it the lock.
+func unlockDir(f *os.File) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	if err != nil {
+		err = fmt.Errorf("unlock the data folder: %w", err)
+	}
+	return errors.Join(err, f.Close())
+}
+
 // TempDir makes a fresh folder for data that nobody needs tomorrow. It lies in memory (/dev/shm) when that is
 // writable and has room and inMemory is set, else below TMPDIR. Every user may traverse it, because PostgreSQL runs as
 // another user when the caller is root. Folders that killed processes left behind are removed on the way.

@@ -66,7 +66,7 @@ func Wipe(dir string) error {
 			err = errors.Join(err, fmt.Errorf("wipe the data folder: %w", errRemove))
 		}
 	}
-	return errors.Join(err, lock.Close())
+	return errors.Join(err, unlockDir(lock))
 }
 
 // initialise makes the database cluster when there is none and returns the superuser's password.

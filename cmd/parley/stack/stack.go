@@ -122,8 +122,8 @@ func (s *Stack) Stop() error {
 		err = s.Postgres.Stop()
 	}
 	if s.lock != nil {
-		// Closing the file releases the lock; only now may another stack open the folder.
-		err = errors.Join(err, s.lock.Close())
+		// Only now may another stack open the folder.
+		err = errors.Join(err, unlockDir(s.lock))
 		s.lock = nil
 	}
 	return err
