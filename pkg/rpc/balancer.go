@@ -78,7 +78,6 @@ func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 			body.release()
 			return res, err
 		}
-		e.failed()
 		b.lookNow()
 		if tried != nil || b.count() < 2 || r.Context().Err() != nil || body.touched() {
 			body.release()
@@ -114,7 +113,7 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 		if e == not {
 			continue
 		}
-		if e.up(now) {
+		if e.take(now) {
 			return e
 		}
 		if fallback == nil {

@@ -14,6 +14,9 @@ import (
 const (
 	firstBackoff = 100 * time.Millisecond
 	mostBackoff  = 5 * time.Second
+	// silence is how long a call has to have waited in vain before it says something
+	// about the endpoint and not about the caller's impatience.
+	silence = time.Second
 	// idleConn is when an unused connection is closed, also one that was replaced
 	// because of its age while calls were running on it.
 	idleConn = time.Minute
@@ -30,17 +33,28 @@ type endpoint struct {
 	transport *http.Transport
 	replaceAt time.Time
 	downUntil time.Time
-	backoff   time.Duration
+	backoff   time.Duration // above 0 after a failure, until an answer
+	probing   bool          // a call is finding out whether it is back
 }
 
 func newEndpoint(t target, addr string, cfg RemoteConfig) *endpoint {
 	return &endpoint{scheme: t.scheme, host: t.host, addr: addr, cfg: cfg}
 }
 
-func (e *endpoint) up(now time.Time) bool {
+// take says whether a call may go to the endpoint. One that was put aside gets a
+// single call when its time is over: a process that hangs still accepts
+// connections, and must not get every second call again.
+func (e *endpoint) take(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return !now.Before(e.downUntil)
+	if e.backoff == 0 {
+		return true
+	}
+	if e.probing || now.Before(e.downUntil) {
+		return false
+	}
+	e.probing = true
+	return true
 }
 
 // failed puts the endpoint aside, longer each time, with jitter so that callers
@@ -50,12 +64,20 @@ func (e *endpoint) failed() {
 	defer e.mu.Unlock()
 	e.backoff = min(max(2*e.backoff, firstBackoff), mostBackoff)
 	e.downUntil = time.Now().Add(e.backoff/2 + rand.N(e.backoff))
+	e.probing = false
+}
+
+// released ends a call that says nothing about the endpoint.
+func (e *endpoint) released() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.probing = false
 }
 
 func (e *endpoint) answered() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.backoff, e.downUntil = 0, time.Time{}
+	e.backoff, e.downUntil, e.probing = 0, time.Time{}, false
 }
 
 // roundTrip sends one request to this address.
@@ -70,11 +92,30 @@ func (e *endpoint) roundTrip(r *http.Request, body *heldBody) (*http.Response, e
 	if body != nil {
 		out.Body = body.attempt()
 	}
+	began := time.Now()
 	res, err := e.current().RoundTrip(out)
-	if err == nil {
+	switch {
+	case err == nil:
 		e.answered()
+	case inVain(r.Context(), time.Since(began)):
+		e.failed()
+	default:
+		e.released()
 	}
 	return res, err //nolint:wrapcheck // the balancer looks for a dialError in it
+}
+
+// inVain says that a call that failed says something about the endpoint: the
+// connection broke, or nothing came in all the time that it had.
+func inVain(ctx context.Context, waited time.Duration) bool {
+	switch ctx.Err() {
+	case nil:
+		return true
+	case context.DeadlineExceeded:
+		return waited >= silence
+	default:
+		return false
+	}
 }
 
 // current is the transport, replaced when it is old. The old one serves the
