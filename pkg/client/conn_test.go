@@ -3,6 +3,7 @@ package client_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,9 +63,9 @@ func TestBeginKeepsOrder(t *testing.T) {
 		require.NoError(t, err)
 		waits = append(waits, p)
 	}
-	for i := len(waits) - 1; i >= 0; i-- { // answers find their call in any order
+	for i, wait := range slices.Backward(waits) { // answers find their call in any order
 		var res messagingv1.SendMessageResponse
-		require.NoError(t, waits[i].Wait(t.Context(), &res))
+		require.NoError(t, wait.Wait(t.Context(), &res))
 		require.EqualValues(t, i+1, res.GetSeq())
 	}
 	require.Equal(t, want, g.asked(&g.sends))

@@ -158,7 +158,7 @@ func TestDeviceStartsAnewWhenItsSeqIsBeyondTheHead(t *testing.T) {
 	g.write("c")
 	g.push(g.write("c"))
 	s.requireShows(t, 3)
-	require.Equal(t, "", g.asked(&g.syncs)[1], "Sync from the beginning")
+	require.Empty(t, g.asked(&g.syncs)[1], "Sync from the beginning")
 }
 
 func TestDeviceRenewsItsToken(t *testing.T) {

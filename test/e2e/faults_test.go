@@ -15,7 +15,9 @@ import (
 const steady = 150
 
 // messagingIsKilled: one replica dies in the middle of its transactions; the other
-// goes on, and the dead one comes back.
+// goes on, and the dead one comes back. What the dead one had committed and not
+// told is told by the other: the idle interval is the product's, two minutes, so
+// nothing else repairs it in time.
 func messagingIsKilled(t *testing.T, sys *system.System) {
 	c := gather(t, sys, 3, deviceOptions{})
 	l := c.talk(t)
@@ -89,6 +91,7 @@ func gatewayLosesBus(t *testing.T, sys *system.System) {
 	l.end(t)
 	sys.Bus[0].Heal()
 	c.judge(t, eventually)
+	require.Positive(t, c.devices[0].resynced(), "%s, on the gateway that was cut, was told to resync", c.devices[0].name)
 }
 
 // messagingHangs: a replica stops to answer, with its connections open, and goes

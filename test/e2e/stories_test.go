@@ -74,7 +74,7 @@ var faults = []struct {
 	story
 	options func() system.Options
 }{
-	{story{"MessagingIsKilled", messagingIsKilled, separate, firstShape}, shortIdle},
+	{story{"MessagingIsKilled", messagingIsKilled, separate, firstShape}, defaults},
 	{story{"GatewayIsKilled", gatewayIsKilled, separate, firstShape}, shortIdle},
 	{story{"AllInOneIsKilled", allInOneIsKilled, one, firstShape}, shortIdle},
 	{story{"BusRestarts", busRestarts, separate, firstShape}, defaults},
