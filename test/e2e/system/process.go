@@ -69,6 +69,9 @@ func newProcess(t testing.TB, dir, name, path string, args, env []string, admin 
 // Set adds variables to the environment of the next start; a later value wins.
 func (p *Process) Set(env ...string) { p.env = append(p.env, env...) }
 
+// SetClock moves the clock of the next start.
+func (p *Process) SetClock(offset time.Duration) { p.Set(clocks(offset)...) }
+
 // Start starts the process and waits until it says that it is ready.
 func (p *Process) Start() {
 	p.t.Helper()

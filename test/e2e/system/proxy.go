@@ -3,7 +3,6 @@ package system
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"sync"
 	"testing"
@@ -22,6 +21,7 @@ type Proxy struct {
 
 	mu    sync.Mutex
 	cut   bool
+	flow  chan struct{} // nil, or open as long as nothing goes through
 	pairs map[*pair]bool
 }
 
@@ -54,6 +54,17 @@ func NewProxy(t testing.TB, target string) *Proxy {
 // Cut breaks all connections and every new one, until Heal.
 func (p *Proxy) Cut() { p.set(true) }
 
+// Hang lets nothing through and breaks nothing, until Heal: what is sent waits,
+// in both directions, and new connections are not answered, as when a cable is
+// pulled out.
+func (p *Proxy) Hang() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.flow == nil {
+		p.flow = make(chan struct{})
+	}
+}
+
 // Heal lets connections through again.
 func (p *Proxy) Heal() { p.set(false) }
 
@@ -67,6 +78,10 @@ func (p *Proxy) set(cut bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cut = cut
+	if p.flow != nil {
+		close(p.flow)
+		p.flow = nil
+	}
 	if !cut {
 		return
 	}
@@ -92,6 +107,10 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) forward(near net.Conn) {
 	defer p.done.Done()
+	if !p.pass() {
+		_ = near.Close()
+		return
+	}
 	var dialer net.Dialer
 	far, err := dialer.DialContext(p.life, "tcp", p.target)
 	if err != nil {
@@ -108,11 +127,46 @@ func (p *Proxy) forward(near net.Conn) {
 	go func() {
 		defer close(back)
 		defer c.close() // one end is the end of both
-		_, _ = io.Copy(near, far)
+		p.copy(near, far)
 	}()
-	_, _ = io.Copy(far, near)
+	p.copy(far, near)
 	c.close()
 	<-back
+}
+
+// copy passes bytes on until either end is closed.
+func (p *Proxy) copy(to, from net.Conn) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 {
+			if !p.pass() {
+				return
+			}
+			if _, werr := to.Write(buffer[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// pass waits while the proxy hangs; false says that the test has ended.
+func (p *Proxy) pass() bool {
+	p.mu.Lock()
+	flow := p.flow
+	p.mu.Unlock()
+	if flow == nil {
+		return true
+	}
+	select {
+	case <-flow:
+		return true
+	case <-p.life.Done():
+		return false
+	}
 }
 
 func (p *Proxy) add(c *pair) bool {

@@ -87,6 +87,14 @@ func (s *System) Process(name string) *Process {
 	return s.processes[i]
 }
 
+// AwaitReady waits until every process says that it is ready.
+func (s *System) AwaitReady() {
+	s.t.Helper()
+	for _, p := range s.processes {
+		p.AwaitReady()
+	}
+}
+
 // Restart ends all processes in order, moves their clocks and starts them again.
 // Servers and data stay.
 func (s *System) Restart(clockOffset time.Duration) {
@@ -95,12 +103,10 @@ func (s *System) Restart(clockOffset time.Duration) {
 		p.Stop()
 	}
 	for _, p := range s.processes {
-		p.Set(clocks(clockOffset)...)
+		p.SetClock(clockOffset)
 		p.Launch()
 	}
-	for _, p := range s.processes {
-		p.AwaitReady()
-	}
+	s.AwaitReady()
 }
 
 // domains are the services, in the order of their start.

@@ -1,0 +1,350 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/parleychat/parley/pkg/history"
+	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
+	"github.com/parleychat/parley/test/e2e/system"
+)
+
+// atOnce is how many people are registered, or read their logs, at the same time.
+const atOnce = 8
+
+// talk is the conversation of two people with two devices each.
+type talk struct {
+	id      string
+	members [2]*person
+	devices []*device
+	// logs is what each member has read of it.
+	logs [2][]history.Entry
+}
+
+// crowd talks, steadily, until the test ends.
+type crowd struct {
+	sys   *system.System
+	talks []*talk
+	rec   *history.Recorder
+
+	acked, retried atomic.Int64
+	// lastAck and longest measure the silence: Unix nanoseconds of the newest
+	// acknowledgement of anybody, and the longest time between two.
+	lastAck, longest atomic.Int64
+
+	// gate is held by everyone who is sending; whoever locks it has silence.
+	gate sync.RWMutex
+
+	strings sync.Map // interned
+
+	mu   sync.Mutex
+	errs []error
+}
+
+// gather registers pairs of people and brings their devices online. Each person
+// has one device on each of two gateways.
+func gather(t testing.TB, sys *system.System, pairs int) (*crowd, error) {
+	c := &crowd{sys: sys, rec: history.NewRecorder(t.Name()), talks: make([]*talk, pairs)}
+	group, ctx := errgroup.WithContext(t.Context())
+	group.SetLimit(atOnce)
+	for i := range c.talks {
+		group.Go(func() (err error) {
+			c.talks[i], err = c.pair(ctx)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var running sync.WaitGroup
+	for _, d := range c.devices() {
+		running.Go(func() { _ = d.Run(t.Context()) }) // it ends with the test
+	}
+	t.Cleanup(running.Wait)
+	return c, nil
+}
+
+func (c *crowd) pair(ctx context.Context) (*talk, error) {
+	k := &talk{}
+	for i := range k.members {
+		p, err := register(ctx, c.sys.Gateways)
+		if err != nil {
+			return nil, err
+		}
+		k.members[i] = p
+	}
+	var err error
+	if k.id, err = k.members[0].talkTo(ctx, k.members[1]); err != nil {
+		return nil, err
+	}
+	for _, p := range k.members {
+		for gateway, name := range []string{"phone", "laptop"} {
+			k.devices = append(k.devices, newDevice(p, name, k.id, gateway, c.intern))
+		}
+	}
+	return k, nil
+}
+
+func (c *crowd) devices() []*device {
+	var all []*device
+	for _, k := range c.talks {
+		all = append(all, k.devices...)
+	}
+	return all
+}
+
+// intern returns the one string that is equal to s.
+func (c *crowd) intern(s string) string {
+	one, _ := c.strings.LoadOrStore(s, s)
+	text, _ := one.(string)
+	return text
+}
+
+// start lets every device send, all together rate messages a second, until the
+// test ends.
+func (c *crowd) start(t testing.TB, rate int) {
+	devices := len(c.talks) * 4
+	pace := time.Duration(devices) * time.Second / time.Duration(rate)
+	c.lastAck.Store(time.Now().UnixNano())
+	var sending sync.WaitGroup
+	for _, k := range c.talks {
+		for _, d := range k.devices {
+			sending.Go(func() { c.send(t.Context(), k, d, pace) })
+		}
+	}
+	t.Cleanup(sending.Wait) // the test's context has ended by then
+}
+
+// send sends a message each pace, from a random moment on. A message that takes
+// longer delays the next: the load is bounded, also after an outage.
+func (c *crowd) send(ctx context.Context, k *talk, d *device, pace time.Duration) {
+	if !pause(ctx, rand.N(pace)) {
+		return
+	}
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		c.gate.RLock()
+		err := c.say(ctx, k, d, fmt.Sprintf("%s says %d", d.name, n))
+		c.gate.RUnlock()
+		if err != nil && ctx.Err() == nil {
+			c.mu.Lock()
+			c.errs = append(c.errs, fmt.Errorf("%s: %w", d.name, err))
+			c.mu.Unlock()
+		}
+	}
+}
+
+// say sends one message, tries again until its outcome is known, and records all
+// of it.
+func (c *crowd) say(ctx context.Context, k *talk, d *device, words string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make an id: %w", err)
+	}
+	invoked := time.Now()
+	pending := c.rec.Invoke(history.Send{
+		Conversation: k.id, Sender: d.owner.id, ClientID: c.intern(id.String()),
+		Device: d.name, Lane: k.id, Content: history.Hash(words),
+	})
+	res, err := d.Send(ctx, &messagingv1.SendMessageRequest{ConversationId: k.id, ClientMessageId: id.String(), Text: words}, func() {
+		pending.Retry()
+		c.retried.Add(1)
+	})
+	if err == nil {
+		pending.Ack(res.GetSeq())
+		d.acked(invoked, res.GetSeq())
+		c.answered()
+		return nil
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists,
+		connect.CodePermissionDenied, connect.CodeFailedPrecondition:
+		pending.Refuse()
+	default: // the outcome is open
+	}
+	return err
+}
+
+// answered counts an acknowledgement, and the silence before it.
+func (c *crowd) answered() {
+	c.acked.Add(1)
+	now := time.Now().UnixNano()
+	silence := now - c.lastAck.Swap(now)
+	for {
+		longest := c.longest.Load()
+		if silence <= longest || c.longest.CompareAndSwap(longest, silence) {
+			return
+		}
+	}
+}
+
+// refusals are the sends that failed in the end, and forgets them.
+func (c *crowd) refusals() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := errors.Join(c.errs...)
+	c.errs = nil
+	return err
+}
+
+// serves says whether the system serves everybody since a moment: each device has
+// sent a message after it and got its acknowledgement, and all devices of the
+// conversation show it.
+func (c *crowd) serves(since time.Time) bool {
+	for _, k := range c.talks {
+		var head int64
+		for _, d := range k.devices {
+			seq, ok := d.provenSince(since)
+			if !ok {
+				return false
+			}
+			head = max(head, seq)
+		}
+		for _, d := range k.devices {
+			if d.head() < head {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// talksSince says whether in each conversation somebody has sent a message after a
+// moment and got its acknowledgement.
+func (c *crowd) talksSince(since time.Time) bool {
+	for _, k := range c.talks {
+		talks := false
+		for _, d := range k.devices {
+			_, ok := d.provenSince(since)
+			talks = talks || ok
+		}
+		if !talks {
+			return false
+		}
+	}
+	return true
+}
+
+// missing says in words why the system does not serve.
+func (c *crowd) missing(since time.Time) string {
+	var unproven, behind int
+	for _, k := range c.talks {
+		var head int64
+		for _, d := range k.devices {
+			seq, ok := d.provenSince(since)
+			if !ok {
+				unproven++
+			}
+			head = max(head, seq)
+		}
+		for _, d := range k.devices {
+			if d.head() < head {
+				behind++
+			}
+		}
+	}
+	return fmt.Sprintf("%d devices got no acknowledgement, %d do not show what was acknowledged", unproven, behind)
+}
+
+// quiet stops the load, waits until every device shows all, and runs judge.
+func (c *crowd) quiet(ctx context.Context, judge func() error) error {
+	c.gate.Lock()
+	defer func() {
+		c.lastAck.Store(time.Now().UnixNano()) // this silence is ours
+		c.gate.Unlock()
+	}()
+	if err := c.readLogs(ctx); err != nil {
+		return err
+	}
+	for _, k := range c.talks {
+		for _, d := range k.devices {
+			if !until(ctx, func() bool { return d.head() >= int64(len(k.logs[0])) }) {
+				return fmt.Errorf("%s shows seq %d of %d, and does not go on", d.name, d.head(), len(k.logs[0]))
+			}
+		}
+	}
+	return judge()
+}
+
+// readLogs reads what is new in every member's log.
+func (c *crowd) readLogs(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, k := range c.talks {
+		for i, p := range k.members {
+			group.Go(func() (err error) {
+				k.logs[i], err = p.read(ctx, k.id, k.logs[i], c.intern)
+				return err
+			})
+		}
+	}
+	return group.Wait()
+}
+
+// forgetLogs has the next reading begin at the beginning.
+func (c *crowd) forgetLogs() {
+	for _, k := range c.talks {
+		k.logs = [2][]history.Entry{}
+	}
+}
+
+// history is everything up to now. The crowd must be quiet.
+func (c *crowd) history() history.History {
+	h := history.History{Sends: c.rec.History().Sends}
+	for _, k := range c.talks {
+		for i, p := range k.members {
+			h.Logs = append(h.Logs, history.Log{Conversation: k.id, Member: p.id, Entries: k.logs[i]})
+		}
+		for _, d := range k.devices {
+			h.Views = append(h.Views, history.View{Conversation: k.id, Device: d.name, Entries: d.view()})
+		}
+	}
+	return h
+}
+
+// messages is how many messages the logs hold.
+func (c *crowd) messages() int {
+	n := 0
+	for _, k := range c.talks {
+		for _, e := range k.logs[0] {
+			if e.Message {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// until polls a condition; false says that it did not come true in time.
+func until(ctx context.Context, condition func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,115 @@
+package chaos
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/parleychat/parley/pkg/client"
+	"github.com/parleychat/parley/pkg/history"
+	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
+	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
+)
+
+// triedFor bounds one try to send: what hangs at a frozen replica is sent again,
+// with the same client id.
+const triedFor = 4 * time.Second
+
+// device is a person's device in one conversation, with what it showed.
+type device struct {
+	*client.Device
+
+	name  string
+	owner *person
+
+	mu      sync.Mutex
+	shown   []history.Entry
+	resyncs int
+	// proof is the newest message that was acknowledged: when it was sent for the
+	// first time, and where it stands.
+	provenAt time.Time
+	proven   int64
+}
+
+// newDevice makes a device that calls at the gateway with that number, or at
+// another one while that is away, as behind a balancer.
+func newDevice(owner *person, name, conversation string, gateway int, intern func(string) string) *device {
+	d := &device{name: owner.username + " " + name, owner: owner}
+	d.Device = client.NewDevice(client.DeviceConfig{
+		Config: client.Config{
+			URL: "ws://" + owner.gateways[gateway%len(owner.gateways)] + "/v1/ws", Token: owner.token,
+			OnPush: d.pushed, NetDial: owner.dial,
+		},
+		OnEntry: func(e *messagingv1.Entry) {
+			if e.GetConversationId() != conversation {
+				return
+			}
+			entry := entryOf(e, intern)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.shown = append(d.shown, entry)
+		},
+		OnReset: func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.shown = nil
+		},
+		ReconnectCap: 2 * time.Second, TryTimeout: triedFor,
+	})
+	return d
+}
+
+func (d *device) pushed(push *realtimev1.Push) {
+	if push == nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.resyncs++
+	}
+}
+
+// dial takes another gateway when the usual one refuses.
+func (p *person) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err == nil {
+		return conn, nil
+	}
+	for _, other := range p.gateways {
+		if conn, oerr := dialer.DialContext(ctx, network, other); oerr == nil {
+			return conn, nil
+		}
+	}
+	return nil, err
+}
+
+// acked notes an acknowledgement.
+func (d *device) acked(invoked time.Time, seq int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.provenAt, d.proven = invoked, seq
+}
+
+// provenSince is the seq of a message that was sent and acknowledged after since.
+func (d *device) provenSince(since time.Time) (seq int64, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.proven, d.provenAt.After(since)
+}
+
+// head is the seq of the last entry that the device showed.
+func (d *device) head() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.shown) == 0 {
+		return 0
+	}
+	return d.shown[len(d.shown)-1].Seq
+}
+
+// view is all that the device showed.
+func (d *device) view() []history.Entry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]history.Entry(nil), d.shown...)
+}

@@ -1,0 +1,204 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// killer is what can be killed and started again.
+type killer interface {
+	Kill9()
+	Launch()
+}
+
+// freezer is what can be stopped and go on.
+type freezer interface {
+	Pause()
+	Resume()
+}
+
+// server adapts the servers, whose start is done when they answer.
+type server struct {
+	kill, restart func()
+}
+
+func (s server) Kill9()  { s.kill() }
+func (s server) Launch() { s.restart() }
+
+func (w *world) killer(name string) killer {
+	switch name {
+	case "nats":
+		return server{w.sys.NATS.Kill9, w.sys.NATS.Restart}
+	case "redis":
+		return server{w.sys.Redis.Kill9, w.sys.Redis.Restart}
+	case "postgres":
+		return server{w.sys.Postgres.Kill9, w.sys.Postgres.Restart}
+	default:
+		return w.sys.Process(name)
+	}
+}
+
+func (w *world) freezer(name string) freezer {
+	switch name {
+	case "nats":
+		return w.sys.NATS
+	case "redis":
+		return w.sys.Redis
+	default:
+		return w.sys.Process(name)
+	}
+}
+
+// inflict breaks what the round says and mends it. It returns the moment from
+// which on the system is on its own, which for a killed process is that of its new
+// start, and what was wrong already while the fault lasted.
+func (w *world) inflict(ctx context.Context, r round) (mended time.Time, err error) {
+	pause(ctx, r.After)
+	switch r.Kind {
+	case kill:
+		return w.kill(ctx, r), nil
+	case freeze:
+		return w.freeze(ctx, r)
+	case cut, hang:
+		return w.cut(ctx, r), nil
+	case away:
+		return w.away(ctx, r)
+	case wipe:
+		w.sys.NATS.Wipe()
+		mended = time.Now()
+		w.sys.NATS.Restart()
+		return mended, nil
+	case poison:
+		mended = time.Now()
+		return mended, w.poison(ctx)
+	case skew:
+		return w.skew(ctx, r), nil
+	}
+	return mended, fmt.Errorf("no such fault: %s", r.Kind)
+}
+
+func (w *world) kill(ctx context.Context, r round) time.Time {
+	for _, name := range r.Targets {
+		w.killer(name).Kill9()
+	}
+	pause(ctx, r.For)
+	mended := time.Now()
+	for _, name := range r.Targets {
+		w.killer(name).Launch()
+	}
+	return mended
+}
+
+// freeze stops a process. While it is a replica of messaging that stands still,
+// the other one serves all conversations: nothing that the frozen one holds is in
+// the way.
+func (w *world) freeze(ctx context.Context, r round) (time.Time, error) {
+	frozen := time.Now()
+	for _, name := range r.Targets {
+		w.freezer(name).Pause()
+	}
+	// Half of the time is for clients to find out; after it everybody is served.
+	pause(ctx, r.For/2)
+	half := time.Now()
+	served := false
+	for time.Since(frozen) < r.For {
+		served = served || w.crowd.talksSince(half)
+		if !pause(ctx, poll) {
+			break
+		}
+	}
+	for _, name := range r.Targets {
+		w.freezer(name).Resume()
+	}
+	mended := time.Now()
+	if !served && r.Targets[0][:3] == "mes" {
+		return mended, fmt.Errorf("while %s was frozen, not every conversation went on: %s", r.Targets[0], w.crowd.missing(half))
+	}
+	return mended, nil
+}
+
+func (w *world) cut(ctx context.Context, r round) time.Time {
+	for i, name := range w.gateways() {
+		if name != r.Targets[0] {
+			continue
+		}
+		if r.Kind == cut {
+			w.sys.Bus[i].Cut()
+		} else {
+			w.sys.Bus[i].Hang()
+		}
+		pause(ctx, r.For)
+		w.sys.Bus[i].Heal()
+	}
+	return time.Now()
+}
+
+func (w *world) gateways() []string { return []string{"gateway-1", "gateway-2"} }
+
+// away takes NATS away. Messages are accepted all the same, each at its first try
+// (save those under way in the moment of the kill), and the events that gathered
+// come out oldest first.
+func (w *world) away(ctx context.Context, r round) (time.Time, error) {
+	w.sys.NATS.Kill9()
+	down := time.Now()
+	pause(ctx, time.Second)
+	acked, retried := w.crowd.acked.Load(), w.crowd.retried.Load()
+	pause(ctx, r.For-time.Second)
+	acked, retried = w.crowd.acked.Load()-acked, w.crowd.retried.Load()-retried
+	mended := time.Now()
+	w.sys.NATS.Restart()
+	w.backlog = &window{from: down, to: mended}
+	var faults []error
+	if retried > 0 {
+		faults = append(faults, fmt.Errorf("while NATS was away, %d sends had to be repeated", retried))
+	}
+	if expected := int64((r.For - time.Second).Seconds()) * int64(w.cfg.Rate) / 2; acked < expected {
+		faults = append(faults, fmt.Errorf("while NATS was away, %d messages were accepted; half of the load would be %d", acked, expected))
+	}
+	return mended, errors.Join(faults...)
+}
+
+// skew runs a replica with a wrong clock for a while, and kills it then: what it
+// has left behind, with times of another hour, is for the others.
+func (w *world) skew(ctx context.Context, r round) time.Time {
+	p := w.sys.Process(r.Targets[0])
+	p.Kill9()
+	p.SetClock(r.Offset)
+	p.Start()
+	pause(ctx, r.For)
+	p.Kill9()
+	p.SetClock(0)
+	mended := time.Now()
+	p.Launch()
+	return mended
+}
+
+// poison publishes events that cannot be taken. Others of the same types pass at
+// once; whether the poison was parked is judged at the end.
+func (w *world) poison(ctx context.Context) error {
+	hopeless, curable, err := w.witness.poison(ctx)
+	if err != nil {
+		return err
+	}
+	w.hopeless = append(w.hopeless, hopeless)
+	w.curable = append(w.curable, curable)
+	a, err := register(ctx, w.sys.Gateways)
+	if err != nil {
+		return err
+	}
+	b, err := register(ctx, w.sys.Gateways)
+	if err != nil {
+		return err
+	}
+	w.accounts += 2
+	if err := a.sees(ctx, b); err != nil {
+		return err
+	}
+	if _, err := a.talkTo(ctx, b); err != nil {
+		return err
+	}
+	w.conversations++
+	return nil
+}

@@ -1,0 +1,56 @@
+package chaos //nolint:testpackage // the plan is not exported: nobody else makes one
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	plan := func(seed uint64) []round { return rounds(Config{Seed: seed, Duration: 10 * time.Minute}) }
+
+	t.Run("SameSeedSameRounds", func(t *testing.T) {
+		t.Parallel()
+		require.Equal(t, plan(7), plan(7))
+		require.NotEqual(t, plan(7), plan(8))
+		require.Equal(t, short(7), short(7))
+	})
+	t.Run("EveryKindAndEveryVictimHasItsTurn", func(t *testing.T) {
+		t.Parallel()
+		kinds, killed := map[kind]bool{}, map[string]bool{}
+		for _, r := range plan(1) {
+			kinds[r.Kind] = true
+			for _, name := range r.Targets {
+				killed[name] = killed[name] || r.Kind == kill
+			}
+		}
+		require.Len(t, kinds, 8)
+		for _, name := range killable {
+			require.True(t, killed[name], "%s is killed", name)
+		}
+		kinds = map[kind]bool{}
+		for _, r := range short(1) {
+			kinds[r.Kind] = true
+		}
+		require.GreaterOrEqual(t, len(kinds), 7, "the short plan has either cut or hang")
+	})
+	t.Run("LongOutageOnce", func(t *testing.T) {
+		t.Parallel()
+		long := 0
+		for _, r := range rounds(Config{Seed: 3, Duration: 20 * time.Minute, LongAway: 5 * time.Minute}) {
+			if r.For == 5*time.Minute {
+				require.Equal(t, away, r.Kind)
+				long++
+			}
+		}
+		require.Equal(t, 1, long)
+	})
+	t.Run("NobodyIsHitTwiceAtOnce", func(t *testing.T) {
+		t.Parallel()
+		for _, r := range plan(5) {
+			require.True(t, len(r.Targets) < 2 || r.Targets[0] != r.Targets[1], "%s", r)
+		}
+	})
+}

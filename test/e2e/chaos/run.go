@@ -1,0 +1,194 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/parleychat/parley/pkg/history"
+	"github.com/parleychat/parley/test/e2e/system"
+)
+
+// Config is a run.
+type Config struct {
+	Seed uint64
+	// Duration is for how long rounds are begun. 0: the short plan.
+	Duration time.Duration
+	// LongAway is how long NATS is away the first time in a long run. 0: 20 s.
+	LongAway time.Duration
+	// Pairs of people with two devices each, and their messages a second.
+	Pairs, Rate int
+	// IdleInterval is the gateways' advice after how much silence a client syncs.
+	IdleInterval time.Duration
+	// RecoverWithin is how long after each round the system may take to serve
+	// everybody again.
+	RecoverWithin time.Duration
+	// Result is told of each round as soon as it is judged.
+	Result func(Result)
+}
+
+// Result is one round.
+type Result struct {
+	Round int    `json:"round"`
+	Fault string `json:"fault"`
+	// Recovery is from the moment when the fault was over until everybody had sent,
+	// got the acknowledgement, and seen what the others sent. Settled is until the
+	// witness had been told of everything.
+	Recovery float64 `json:"recovery_s"`
+	Settled  float64 `json:"settled_s"`
+	// Silence is the longest time without any acknowledgement, in the round.
+	Silence float64 `json:"longest_silence_s"`
+	// Acked and Retried are messages in the round, with what failed at first tries.
+	Acked   int64 `json:"acked"`
+	Retried int64 `json:"retried"`
+	// Messages were judged: all since the start.
+	Messages int      `json:"messages"`
+	Wrong    []string `json:"wrong,omitempty"`
+}
+
+// window is a span of time.
+type window struct{ from, to time.Time }
+
+// world is a run.
+type world struct {
+	cfg     Config
+	sys     *system.System
+	crowd   *crowd
+	witness *witness
+
+	// accounts and conversations are how many there are, besides the poisoned.
+	accounts, conversations int
+	hopeless, curable       []string
+	// backlog is when NATS was away in this round.
+	backlog *window
+}
+
+// Run starts the system, breaks it round by round, and reports every promise that
+// was broken as an error of the test.
+func Run(t testing.TB, cfg Config) []Result {
+	t.Helper()
+	w, err := open(t, cfg)
+	if err != nil {
+		t.Fatalf("gather the crowd: %v", err)
+	}
+	w.crowd.start(t, cfg.Rate)
+	begun := time.Now()
+	if !until(t.Context(), func() bool { return w.crowd.serves(begun) }) {
+		t.Fatalf("the system does not serve at all: %s", w.crowd.missing(begun))
+	}
+	var results []Result
+	for _, r := range rounds(cfg) {
+		if cfg.Duration > 0 && time.Since(begun) >= cfg.Duration {
+			break
+		}
+		result := w.play(t, len(results)+1, r)
+		results = append(results, result)
+		if cfg.Result != nil {
+			cfg.Result(result)
+		}
+		for _, wrong := range result.Wrong {
+			t.Errorf("seed %d, round %d (%s): %s", cfg.Seed, result.Round, result.Fault, wrong)
+		}
+		if t.Failed() {
+			return results // what follows would only repeat it
+		}
+	}
+	if err := w.finish(t.Context()); err != nil {
+		t.Errorf("seed %d, at the end: %v", cfg.Seed, err)
+	}
+	return results
+}
+
+// rounds is the plan. A long one is longer than any run.
+func rounds(cfg Config) []round {
+	if cfg.Duration == 0 {
+		return short(cfg.Seed)
+	}
+	p := newPlanner(cfg.Seed, cfg.LongAway)
+	plan := make([]round, 1+int(cfg.Duration/time.Second))
+	for i := range plan {
+		plan[i] = p.next()
+	}
+	return plan
+}
+
+func open(t testing.TB, cfg Config) (*world, error) {
+	t.Helper()
+	w := &world{cfg: cfg, sys: system.Start(t, system.Separate, system.Options{IdleInterval: cfg.IdleInterval})}
+	var err error
+	if w.witness, err = newWitness(t, w.sys); err != nil {
+		return nil, err
+	}
+	if w.crowd, err = gather(t, w.sys, cfg.Pairs); err != nil {
+		return nil, err
+	}
+	w.accounts, w.conversations = 2*cfg.Pairs, cfg.Pairs
+	return w, nil
+}
+
+// play inflicts one fault, measures the recovery, and judges.
+func (w *world) play(t testing.TB, number int, r round) Result {
+	t.Helper()
+	ctx := t.Context()
+	res := Result{Round: number, Fault: r.String()}
+	wrong := func(err error) {
+		if err != nil {
+			res.Wrong = append(res.Wrong, err.Error())
+		}
+	}
+	acked, retried := w.crowd.acked.Load(), w.crowd.retried.Load()
+	w.crowd.longest.Store(0)
+	w.backlog = nil
+
+	mended, err := w.inflict(ctx, r)
+	wrong(err)
+	recovered := until(ctx, func() bool { return w.crowd.serves(mended) })
+	res.Recovery = time.Since(mended).Seconds()
+	if !recovered {
+		wrong(fmt.Errorf("%s after the fault: %s", patience, w.crowd.missing(mended)))
+	} else if res.Recovery > w.cfg.RecoverWithin.Seconds() {
+		wrong(fmt.Errorf("the recovery took %.1f s, more than %s", res.Recovery, w.cfg.RecoverWithin))
+	}
+	w.sys.AwaitReady()
+	res.Silence = time.Duration(w.crowd.longest.Load()).Seconds()
+	res.Acked, res.Retried = w.crowd.acked.Load()-acked, w.crowd.retried.Load()-retried
+	wrong(w.crowd.quiet(ctx, func() error {
+		res.Messages = w.crowd.messages()
+		return w.judge(ctx)
+	}))
+	res.Settled = time.Since(mended).Seconds()
+	return res
+}
+
+// judge requires that every promise was kept up to now. The crowd is quiet.
+func (w *world) judge(ctx context.Context) error {
+	faults := []error{w.crowd.refusals()}
+	for _, v := range history.Check(w.crowd.history()) {
+		faults = append(faults, errors.New(v.String()))
+	}
+	faults = append(faults, w.witness.check(ctx, map[string]int{
+		"account.registered": w.accounts, "user.created": w.accounts,
+		"conversation.created": w.conversations, "message.created": w.crowd.messages(),
+	}))
+	if w.backlog != nil {
+		faults = append(faults, w.witness.oldestFirst(ctx, *w.backlog))
+	}
+	return errors.Join(faults...)
+}
+
+// finish judges what needs time, and everything once more from the beginning.
+func (w *world) finish(ctx context.Context) error {
+	var faults []error
+	for _, key := range w.hopeless {
+		faults = append(faults, w.witness.parked(ctx, "user", key), w.witness.parked(ctx, "messaging", key), w.witness.parked(ctx, witnessName, key))
+	}
+	for _, key := range w.curable {
+		faults = append(faults, w.witness.parked(ctx, witnessName, key))
+	}
+	faults = append(faults, w.witness.cure(ctx, w.curable))
+	w.crowd.forgetLogs()
+	faults = append(faults, w.crowd.quiet(ctx, func() error { return w.judge(ctx) }))
+	return errors.Join(faults...)
+}
