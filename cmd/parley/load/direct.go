@@ -20,6 +20,8 @@ const (
 	settleTime = 15 * time.Second
 	// patience is how long a closed loop waits for a push before it asks.
 	patience = 2 * time.Second
+	// plantedAfter is when a planted fault of a test happens.
+	plantedAfter = 500 * time.Millisecond
 )
 
 // prepare starts the conversations, or finds them: the first person with the
@@ -92,6 +94,9 @@ func (r *run) direct(ctx context.Context, at time.Time) error {
 	used := make(chan float64, 1)
 	go func() { used <- cpuBetween(ctx, from, until) }()
 	r.sending.Store(true)
+	if r.plant.running != nil {
+		time.AfterFunc(plantedAfter, func() { r.plant.running(r) })
+	}
 	switch r.opts.Mode {
 	case modeOpen:
 		r.openLoop(ctx, at, until)

@@ -50,8 +50,10 @@ type run struct {
 }
 
 // plant are faults of this client, for the tests of the judge: forget hides an entry
-// from the record, dropPush loses a push before anybody sees it.
+// from the record, dropPush loses a push before anybody sees it, running is called
+// shortly after the beginning.
 type plant struct {
+	running  func(r *run)
 	forget   func(seq int64) bool
 	dropPush func(e *entry) bool
 }

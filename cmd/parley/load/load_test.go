@@ -1,0 +1,168 @@
+package load
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	s := startSystem(t, 460)
+	t.Run("PairsThatTakeTurns", func(t *testing.T) { t.Parallel(); testClosed(t, s) })
+	t.Run("ARateOverTwoProcesses", func(t *testing.T) { t.Parallel(); testOpen(t, s) })
+	t.Run("Silence", func(t *testing.T) { t.Parallel(); testIdle(t, s) })
+	t.Run("AnEntryThatAClientLostIsReported", func(t *testing.T) { t.Parallel(); testForgotten(t, s) })
+	t.Run("LostPushesAreRepaired", func(t *testing.T) { t.Parallel(); testDropped(t, s) })
+	t.Run("CutConnectionsComeBack", func(t *testing.T) { t.Parallel(); testCut(t, s) })
+	t.Run("AFullRecordEndsTheLoad", func(t *testing.T) { t.Parallel(); testFull(t, s) })
+	t.Run("TheProgramPrintsItsReport", func(t *testing.T) { t.Parallel(); testProgram(t, s) })
+}
+
+func testClosed(t *testing.T, s *system) {
+	t.Helper()
+	r := runLoad(t, s.options(0), plant{})
+	require.Empty(t, r.Violations, r.Told)
+	require.True(t, r.Checked)
+	require.Positive(t, r.Acked)
+	require.Equal(t, r.Sent, r.Acked)
+	require.Equal(t, r.Acked, r.Delivered+r.PushesMissed)
+	require.Equal(t, r.Ack.Count, r.Acked)
+	require.LessOrEqual(t, r.Ack.P50, r.Ack.P99)
+	require.LessOrEqual(t, r.Ack.P99, r.Ack.Max)
+	require.GreaterOrEqual(t, r.Judged, r.Acked)
+	require.Equal(t, 40, r.Connections)
+	require.Equal(t, 40, r.AliveAtEnd)
+	require.Positive(t, r.Processes["server"].CPUSeconds)
+	require.Positive(t, r.Processes["postgres"].RSS)
+	require.Positive(t, r.Processes[s.Admin].RSS)
+	require.Positive(t, r.ClientMicros)
+}
+
+func testOpen(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(40)
+	o.Mode, o.Procs, o.Warmup = modeOpen, 2, time.Second
+	r := runLoad(t, o, plant{})
+	require.Empty(t, r.Violations, r.Told)
+	require.InDelta(t, 200, r.Sent, 4, "100 a second for two seconds, whatever the server does")
+	require.Equal(t, r.Sent, r.Acked)
+	require.InDelta(t, 300, r.Judged, 6, "the warm-up is judged, too")
+}
+
+func testIdle(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(80)
+	o.Scenario, o.Steps, o.Settle, o.SrcIPs = scenarioIdle, []int{40, 70}, 50*time.Millisecond, "3"
+	r := runLoad(t, o, plant{})
+	require.Equal(t, 100, r.Connections)
+	require.Equal(t, 100, r.AliveAtEnd)
+	require.Positive(t, r.ConnectsPerSecond)
+	require.EqualValues(t, 100, r.Sync.Count, "every client calls Sync once after its welcome")
+	require.Len(t, r.Steps, 3)
+	require.Equal(t, 40, r.Steps[0].Connections)
+	require.Contains(t, r.Steps[2].Usage, "server")
+}
+
+func testForgotten(t *testing.T, s *system) {
+	t.Helper()
+	var forgotten atomic.Int64
+	r := runLoad(t, s.options(180), plant{forget: func(seq int64) bool { return seq == 3 && forgotten.Add(1) == 1 }})
+	require.Positive(t, forgotten.Load())
+	require.NotEmpty(t, r.Violations)
+	require.True(t, r.broken())
+	require.Contains(t, r.Violations, "hole")
+	require.NotEmpty(t, r.Told)
+	var out bytes.Buffer
+	require.NoError(t, r.print(&out))
+	require.Contains(t, out.String(), "hole in ")
+}
+
+func testDropped(t *testing.T, s *system) {
+	t.Helper()
+	var n, dropped atomic.Int64
+	r := runLoad(t, s.options(220), plant{dropPush: func(*entry) bool {
+		if n.Add(1)%50 != 0 {
+			return false
+		}
+		dropped.Add(1)
+		return true
+	}})
+	require.Positive(t, dropped.Load())
+	require.Empty(t, r.Violations, r.Told)
+	require.Positive(t, r.PushesMissed, "what came by ListEvents alone")
+	require.Equal(t, r.Acked, r.Delivered+r.PushesMissed)
+}
+
+func testCut(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(260)
+	o.Duration = 4 * time.Second
+	r := runLoad(t, o, plant{running: func(r *run) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for i := 0; i < len(r.sockets); i += 4 {
+			_ = r.sockets[i].ws.NetConn().Close()
+		}
+	}})
+	require.Empty(t, r.Violations, r.Told)
+	require.EqualValues(t, 10, r.Disconnects)
+	require.Equal(t, 40, r.AliveAtEnd, "all have come back")
+	require.Equal(t, r.Sent, r.Acked+r.Unknown)
+}
+
+func testFull(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(300)
+	o.Duration, o.RecordLimit = time.Minute, 100
+	began := time.Now()
+	r := runLoad(t, o, plant{})
+	require.True(t, r.Full)
+	require.Empty(t, r.Violations, r.Told)
+	require.EqualValues(t, 100, r.Judged)
+	require.Less(t, time.Since(began), 50*time.Second)
+}
+
+func testProgram(t *testing.T, s *system) {
+	t.Helper()
+	cmd := program(t, "load", "--url", s.Socket, "--users-file", s.people, "--skip", "340", "--pairs", "4", "--duration", "1500ms", "--warmup", "0s", "--json")
+	var progress bytes.Buffer
+	cmd.Stderr = &progress
+	out, err := cmd.Output()
+	require.NoError(t, err, progress.String())
+	var r Report
+	require.NoError(t, json.Unmarshal(out, &r))
+	require.Positive(t, r.MessagesPerSecond)
+	require.True(t, r.Checked)
+	require.Contains(t, progress.String(), "acked/s")
+	info, err := os.Stat(s.people)
+	require.NoError(t, err)
+	require.EqualValues(t, 0o600, info.Mode().Perm())
+	out, err = program(t, "seed", "--auth-database-url", "postgres://nowhere/parley", "--out", s.people).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "--force")
+}
+
+// A server that stands still for a second must not get a rest: in the open loop that second is full of
+// messages that were meant to leave in it, and their latency counts from then.
+func TestNoCoordinatedOmission(t *testing.T) {
+	t.Parallel()
+	s := startSystem(t, 40)
+	o := s.options(0)
+	o.Mode, o.Duration, o.PIDs, o.Metrics = modeOpen, 3*time.Second, "", nil
+	r := runLoad(t, o, plant{running: func(*run) {
+		if s.cmd.Process.Signal(syscall.SIGSTOP) == nil {
+			time.AfterFunc(time.Second, func() { _ = s.cmd.Process.Signal(syscall.SIGCONT) })
+		}
+	}})
+	require.Empty(t, r.Violations, r.Told)
+	require.InDelta(t, 300, r.Sent, 6)
+	require.Greater(t, r.Ack.P95, 500.0, "a tenth of all messages waited for most of the second")
+	require.Greater(t, r.Ack.Max, 900.0)
+}
