@@ -11,4 +11,8 @@
 // PARLEY_E2E_FULL=1 (`make verify-full`) all of them are told, in every shape
 // where they mean something. A story that is not told is not registered, so
 // that nothing is ever skipped.
+//
+// The programs are built from the sources as they are now; under `go test -race`
+// they watch for data races themselves, and a report in a log fails the story.
+// PARLEY_E2E_PROGRAMS names a folder with programs that were built before.
 package e2e

@@ -3,8 +3,6 @@ package e2e_test
 import (
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/parleychat/parley/test/e2e/system"
 )
 
@@ -75,7 +73,7 @@ func busRestarts(t *testing.T, sys *system.System) {
 	l.end(t)
 	c.judge(t, eventually)
 	for _, d := range c.devices {
-		require.Positive(t, d.resynced(), "%s was told to resync", d.name)
+		d.awaitResync(t)
 	}
 }
 
@@ -91,7 +89,7 @@ func gatewayLosesBus(t *testing.T, sys *system.System) {
 	l.end(t)
 	sys.Bus[0].Heal()
 	c.judge(t, eventually)
-	require.Positive(t, c.devices[0].resynced(), "%s, on the gateway that was cut, was told to resync", c.devices[0].name)
+	c.devices[0].awaitResync(t) // it is on the gateway that was cut
 }
 
 // messagingHangs: a replica stops to answer, with its connections open, and goes

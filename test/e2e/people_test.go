@@ -206,10 +206,15 @@ func (d *device) head(conversation string) int64 {
 	return 0
 }
 
-func (d *device) resynced() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.resyncs
+// awaitResync waits until the device has been told that it may have missed
+// something.
+func (d *device) awaitResync(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.resyncs > 0
+	}, soon, poll, "%s is told to resync", d.name)
 }
 
 // say sends one message and requires that it is accepted.
