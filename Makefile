@@ -99,6 +99,11 @@ build-stack:
 # Runs a command beside the servers that tests need.
 with_stack = tools/postgres/ensure >/dev/null; bin/parley-stack --
 
+# Two or three minutes. Nothing else should run on the machine: look at the load averages in the results.
+.PHONY: bench
+bench: build-parley ## Measure a fresh `parley dev`: pairs, a steady rate, silence; prints machine, commands, seed, raw results
+	@tools/bench $(ARGS)
+
 ##@ Before a commit
 
 .PHONY: verify

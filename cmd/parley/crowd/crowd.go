@@ -92,7 +92,7 @@ func Write(path string, people []Person, mint Mint) error {
 // leaves the old one.
 func writePrivate(path string, fill func(*bufio.Writer) error) error {
 	temporary := path + ".new"
-	file, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, private) //nolint:gosec // G304: the operator's choice
+	file, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, private)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -110,14 +110,14 @@ func writePrivate(path string, fill func(*bufio.Writer) error) error {
 // Read reads n people after the first skip ones, and the key. It fails if there are fewer.
 func Read(path string, skip, n int) ([]Person, Mint, error) {
 	var mint Mint
-	key, err := os.ReadFile(KeyPath(path)) //nolint:gosec // G304: the operator's choice
+	key, err := os.ReadFile(KeyPath(path))
 	if err != nil {
 		return nil, mint, fmt.Errorf("read the key of the people: %w", err)
 	}
 	if err := json.Unmarshal(key, &mint); err != nil {
 		return nil, mint, fmt.Errorf("read %s: %w", KeyPath(path), err)
 	}
-	file, err := os.Open(path) //nolint:gosec // G304: the operator's choice
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, mint, fmt.Errorf("read the people: %w", err)
 	}

@@ -54,6 +54,7 @@ func Command() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.Scenario, "scenario", scenarioDirect, "direct (pairs talk) or idle (everybody is connected and silent)")
 	flags.StringVar(&o.URL, "url", "ws://127.0.0.1:8080/v1/ws", "the socket of a gateway or balancer")
+	flags.StringVar(&o.Data, "data", "", "the data folder of a running `parley dev`: gives --url, --pids and --metrics")
 	flags.StringVar(&o.UsersFile, "users-file", "users.jsonl", "the people, as `parley seed` wrote them")
 	flags.IntVar(&o.Skip, "skip", 0, "leave out the first people of the file")
 	flags.IntVar(&o.Conns, "conns", 1000, "idle: how many connections")
@@ -92,6 +93,9 @@ func WorkerCommand() *cobra.Command {
 }
 
 func execute(ctx context.Context, o Options, out, progress io.Writer) error {
+	if err := o.find(); err != nil {
+		return err
+	}
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -127,7 +131,7 @@ func runPlanted(ctx context.Context, o Options, progress io.Writer, plant plant)
 	if err != nil {
 		return nil, err
 	}
-	if err := refresh(o, people, mint); err != nil {
+	if err := refresh(people, mint); err != nil {
 		return nil, err
 	}
 	watched, err := watch(o.PIDs, o.Metrics)
@@ -138,7 +142,7 @@ func runPlanted(ctx context.Context, o Options, progress io.Writer, plant plant)
 	shown, hide := context.WithCancel(ctx)
 	defer hide()
 	go board.show(shown)
-	fleet, err := startFleet(ctx, o, people, mint, uint16(rand.Uint32()&0xfff), board, plant) //nolint:gosec // G404, G115: only tells runs apart
+	fleet, err := startFleet(ctx, o, people, mint, uint16(rand.Uint32()&0xfff), board, plant)
 	defer func() { err = errors.Join(err, fleet.stop()) }()
 	if err != nil {
 		return nil, err
@@ -157,7 +161,7 @@ func runPlanted(ctx context.Context, o Options, progress io.Writer, plant plant)
 }
 
 // refresh mints tokens for those whose token may end soon, before anything is measured.
-func refresh(o Options, people []crowd.Person, mint crowd.Mint) error {
+func refresh(people []crowd.Person, mint crowd.Mint) error {
 	enough := time.Now().Add(time.Duration(mint.LifeSeconds) * time.Second / 2)
 	for i := range people {
 		if people[i].Expires.After(enough) {
@@ -175,7 +179,7 @@ func profile(path string) (end func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
-	file, err := os.Create(path) //nolint:gosec // G304: the operator's choice
+	file, err := os.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("write the profile: %w", err)
 	}

@@ -67,11 +67,14 @@ func (c *course) direct(ctx context.Context) error {
 	}
 	c.board.enter("load")
 	at := time.Now().Add(startIn)
-	samples := c.sampleBetween(ctx, at.Add(c.o.Warmup), at.Add(c.o.Warmup+c.o.Duration))
+	sampling, end := context.WithCancel(ctx)
+	defer end()
+	samples := c.sampleBetween(ctx, sampling, at.Add(c.o.Warmup), at.Add(c.o.Warmup+c.o.Duration))
 	outcomes, err := c.fleet.order(ctx, order{Do: "run", At: at}, nil)
 	if err != nil {
 		return err
 	}
+	end()
 	used := <-samples
 	if used.err != nil {
 		return used.err
@@ -89,13 +92,15 @@ func (c *course) direct(ctx context.Context) error {
 // gather adds up what the processes counted in the window.
 func (c *course) gather(outcomes []*outcome) {
 	all := newCounts()
+	measured := 0.0
 	for _, one := range outcomes {
 		all.add(one.Counts)
+		measured = max(measured, one.Seconds)
 		c.report.ClientCPUSeconds += one.CPU
 		c.report.AliveAtEnd += one.Alive
 		c.report.Full = c.report.Full || one.Full
 	}
-	c.report.counted(all, c.o.Duration)
+	c.report.counted(all, measured)
 }
 
 func (c *course) judge(ctx context.Context) error {
@@ -120,20 +125,16 @@ type used struct {
 	err           error
 }
 
-// sampleBetween samples the server processes at two instants.
-func (c *course) sampleBetween(ctx context.Context, from, until time.Time) <-chan used {
+// sampleBetween samples the server processes at two instants; when loading ends, at once.
+func (c *course) sampleBetween(ctx, loading context.Context, from, until time.Time) <-chan used {
 	done := make(chan used, 1)
 	go func() {
 		var u used
-		u.err = sleepUntil(ctx, from)
+		_ = sleepUntil(loading, from)
+		u.before, u.err = c.watched.sample(ctx, false)
 		if u.err == nil {
-			u.before, u.err = c.watched.sample(ctx)
-		}
-		if u.err == nil {
-			u.err = sleepUntil(ctx, until)
-		}
-		if u.err == nil {
-			u.after, u.err = c.watched.sample(ctx)
+			_ = sleepUntil(loading, until)
+			u.after, u.err = c.watched.sample(ctx, true)
 		}
 		done <- u
 	}()
@@ -146,7 +147,7 @@ func (c *course) idle(ctx context.Context) error {
 	if len(steps) == 0 || steps[len(steps)-1] != c.o.Conns {
 		steps = append(append([]int(nil), steps...), c.o.Conns)
 	}
-	first, err := c.watched.sample(ctx)
+	first, err := c.watched.sample(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (c *course) step(ctx context.Context) error {
 	if err := sleepUntil(ctx, time.Now().Add(c.o.Settle)); err != nil {
 		return err
 	}
-	usage, err := c.watched.sample(ctx)
+	usage, err := c.watched.sample(ctx, true)
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func (r *run) start(ctx context.Context, i int) (*talk, error) {
 		return nil, fmt.Errorf("start a conversation: %w", err)
 	}
 	c := res.GetConversation()
-	t := &talk{run: r, index: uint32(i), id: c.GetId(), base: c.GetHeadSeq(), baseOrdinal: c.GetHeadOrdinal()} //nolint:gosec // G115: an index
+	t := &talk{run: r, index: uint32(i), id: c.GetId(), base: c.GetHeadSeq(), baseOrdinal: c.GetHeadOrdinal()}
 	t.sides[0] = &side{person: 2 * i, id: r.people[2*i].ID.String(), socket: a, next: 1}
 	t.sides[1] = &side{person: 2*i + 1, id: other, socket: b, next: 1}
 	return t, nil
@@ -92,7 +92,9 @@ func (r *run) direct(ctx context.Context, at time.Time) error {
 		return err
 	}
 	used := make(chan float64, 1)
-	go func() { used <- cpuBetween(ctx, from, until) }()
+	loading, loaded := context.WithCancel(ctx)
+	defer loaded()
+	go func() { used <- cpuBetween(loading, from, until) }()
 	r.sending.Store(true)
 	if r.plant.running != nil {
 		time.AfterFunc(plantedAfter, func() { r.plant.running(r) })
@@ -104,13 +106,15 @@ func (r *run) direct(ctx context.Context, at time.Time) error {
 		r.closedLoop(ctx, until)
 	}
 	r.sending.Store(false)
+	r.seconds = max(time.Since(from), 0).Seconds()
+	loaded() // before its time if the record is full
 	r.cpu = <-used
 	return r.settle(ctx)
 }
 
-// cpuBetween is what this process uses between two instants, in seconds.
+// cpuBetween is what this process uses between two instants, in seconds; when ctx ends, so far.
 func cpuBetween(ctx context.Context, from, until time.Time) float64 {
-	_ = sleepUntil(ctx, from) // cut short, the figure is worth nothing and nobody asks
+	_ = sleepUntil(ctx, from)
 	before := ownCPU()
 	_ = sleepUntil(ctx, until)
 	return ownCPU() - before
@@ -145,7 +149,7 @@ func (r *run) whileSending(ctx context.Context, until time.Time) {
 // before: a slow server gets no rest, and its delays count from when a message was
 // meant to leave. Pairs take turns in an order drawn by the seed.
 func (r *run) openLoop(ctx context.Context, at, until time.Time) {
-	random := rand.New(rand.NewPCG(r.opts.Seed, uint64(r.process)+1<<32)) //nolint:gosec // G404: repeatable on purpose
+	random := rand.New(rand.NewPCG(r.opts.Seed, uint64(r.process)+1<<32))
 	share := r.opts.Rate / float64(r.opts.Procs)
 	interval := time.Duration(float64(time.Second) / share)
 	// Processes share the rate, each a part of an interval behind the one before.
@@ -169,7 +173,7 @@ func (r *run) openLoop(ctx context.Context, at, until time.Time) {
 		}
 		talk := order[i%len(order)]
 		// A full queue delays those behind it; their latency counts from the intended time.
-		work[talk%lanes] <- due{talk, uint8(random.IntN(2)), next} //nolint:gosec // G115: 0 or 1
+		work[talk%lanes] <- due{talk, uint8(random.IntN(2)), next}
 		next = next.Add(interval)
 	}
 	for _, w := range work {

@@ -88,7 +88,7 @@ func decodeFrame(b []byte, f *frame) error {
 	return each(b, func(field protowire.Number, number uint64, bytes []byte) error {
 		switch field {
 		case 1:
-			f.id = uint32(number) //nolint:gosec // G115: a uint32 on the wire
+			f.id = uint32(number)
 		case 2:
 			f.kind, f.body = kindWelcome, bytes
 		case 3:
@@ -131,18 +131,18 @@ func decodeEntry(b []byte, e *entry) error {
 		case 1:
 			e.conversation = bytes
 		case 2:
-			e.seq = int64(number) //nolint:gosec // G115: an int64 on the wire
+			e.seq = int64(number)
 		case 3:
-			e.ordinal = int64(number) //nolint:gosec // G115: an int64 on the wire
+			e.ordinal = int64(number)
 		case 4:
 			e.sender = bytes
 		case 5:
 			return each(bytes, func(field protowire.Number, number uint64, _ []byte) error {
 				switch field {
 				case 1:
-					e.at += int64(number) * 1e9 //nolint:gosec // G115: an int64 on the wire
+					e.at += int64(number) * 1e9
 				case 2:
-					e.at += int64(number) //nolint:gosec // G115: an int32 on the wire
+					e.at += int64(number)
 				}
 				return nil
 			})
@@ -165,7 +165,7 @@ func decodeEntry(b []byte, e *entry) error {
 func decodeSeq(b []byte) (seq int64, err error) {
 	err = each(b, func(field protowire.Number, number uint64, _ []byte) error {
 		if field == 1 {
-			seq = int64(number) //nolint:gosec // G115: an int64 on the wire
+			seq = int64(number)
 		}
 		return nil
 	})

@@ -16,13 +16,14 @@ const maxTold = 20
 // Verdict is what the judge found.
 type Verdict struct {
 	// Checked says that everything was recorded and judged.
-	Checked bool
+	Checked bool `json:"checked"`
 	// Messages were judged, in Conversations.
-	Messages, Conversations int64
+	Messages      int64 `json:"messages"`
+	Conversations int64 `json:"conversations"`
 	// Violations by rule; at most a hundred of one conversation are counted.
-	Violations map[string]int64
+	Violations map[string]int64 `json:"violations"`
 	// Told are the first of them.
-	Told []string
+	Told []string `json:"told"`
 }
 
 func (v *Verdict) add(other *Verdict) {
@@ -34,14 +35,6 @@ func (v *Verdict) add(other *Verdict) {
 	}
 	v.Told = append(v.Told, other.Told...)
 	v.Told = v.Told[:min(len(v.Told), maxTold)]
-}
-
-// total counts the violations.
-func (v *Verdict) total() (n int64) {
-	for _, of := range v.Violations {
-		n += of
-	}
-	return n
 }
 
 // judge repairs what was missed, reads every conversation's log from the server and
@@ -109,7 +102,7 @@ func (t *talk) historySends() []history.Send {
 	for i := range t.sends {
 		m := &t.sends[i]
 		sends = append(sends, history.Send{
-			Origin: origin, Conversation: t.id, Sender: t.sides[m.sender].id, ClientID: t.textOf(t.first + uint32(i)), //nolint:gosec // G115: record bounds it
+			Origin: origin, Conversation: t.id, Sender: t.sides[m.sender].id, ClientID: t.textOf(t.first + uint32(i)),
 			Device: t.sides[m.sender].id, Lane: t.id, Content: m.content, Tries: 1,
 			Invoked: int64(m.invoked), Completed: int64(m.completed), Outcome: m.outcome, Seq: int64(m.seq),
 		})

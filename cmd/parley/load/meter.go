@@ -53,19 +53,29 @@ func (l *latencies) UnmarshalJSON(b []byte) error {
 type Counts struct {
 	// Sent left, Acked were acknowledged, Refused were answered by an error that
 	// means "not stored", Unknown have no answer that tells.
-	Sent, Acked, Refused, Unknown int64
+	Sent    int64 `json:"sent"`
+	Acked   int64 `json:"acked"`
+	Refused int64 `json:"refused"`
+	Unknown int64 `json:"unknown"`
 	// Hinted of Refused said when to come again.
-	Hinted int64
+	Hinted int64 `json:"hinted"`
 	// Delivered reached the other person by a push; Missed only by ListEvents.
-	Delivered, Missed int64
+	Delivered int64 `json:"delivered"`
+	Missed    int64 `json:"missed"`
 	// Doubled were pushed more than once to one connection, Holes are pushes that came before an earlier one.
-	Doubled, Holes int64
+	Doubled int64 `json:"doubled"`
+	Holes   int64 `json:"holes"`
 	// Disconnects ended without our wish, Renewed are tokens prolonged on an open connection.
-	Disconnects, Renewed, Syncs int64
+	Disconnects int64 `json:"disconnects"`
+	Renewed     int64 `json:"renewed"`
+	Syncs       int64 `json:"syncs"`
 	// Errors by code and reason, or by what broke a connection.
-	Errors map[string]int64
+	Errors map[string]int64 `json:"errors"`
 
-	Ack, Delivery, Refusal, SyncTime latencies
+	Ack      latencies `json:"ack"`
+	Delivery latencies `json:"delivery"`
+	Refusal  latencies `json:"refusal"`
+	SyncTime latencies `json:"sync_time"`
 }
 
 func newCounts() *Counts {

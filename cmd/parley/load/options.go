@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/parleychat/parley/cmd/parley/dev"
 )
 
 // The scenarios and modes.
@@ -15,80 +18,89 @@ const (
 	scenarioIdle   = "idle"
 	modeClosed     = "closed"
 	modeOpen       = "open"
+
+	waitForAck      = "ack"
+	waitForDelivery = "delivery"
+	waitForBoth     = "both"
+)
+
+const (
+	// mostProcs and mostTalks fit into a client id (talk.clientID).
+	mostProcs = 64
+	mostTalks = 1 << 24
+	// mostText is what the API allows, in characters; ours have a byte each.
+	mostText = 4000
 )
 
 // Options are the flags of `parley load`; client processes get them whole.
 type Options struct {
-	Scenario  string
-	URL       string
-	UsersFile string
+	// Data is the folder of a `parley dev` that URL, PIDs and Metrics are taken from, if set.
+	Data      string `json:"data"`
+	Scenario  string `json:"scenario"`
+	URL       string `json:"url"`
+	UsersFile string `json:"users_file"`
 	// Skip leaves out the first people of the file, for several loads at once.
-	Skip int
+	Skip int `json:"skip"`
 	// Conns is the number of connections of idle, Steps the numbers at which it stops and measures.
-	Conns  int
-	Steps  []int
-	Settle time.Duration
-	Sync   bool
+	Conns  int           `json:"conns"`
+	Steps  []int         `json:"steps"`
+	Settle time.Duration `json:"settle"`
+	Sync   bool          `json:"sync"`
 
-	Pairs int
-	Mode  string
+	Pairs int    `json:"pairs"`
+	Mode  string `json:"mode"`
 	// Wait is what a closed loop waits for before the next message: ack, delivery or both.
-	Wait string
+	Wait string `json:"wait"`
 	// Rate is messages a second of the open loop, over all processes.
-	Rate             float64
-	Warmup, Duration time.Duration
+	Rate     float64       `json:"rate"`
+	Warmup   time.Duration `json:"warmup"`
+	Duration time.Duration `json:"duration"`
 	// Size of a message's text, in bytes.
-	Size int
+	Size int `json:"size"`
 
-	Procs int
+	Procs int `json:"procs"`
 	// Dials is how many connections each process opens at once.
-	Dials   int
-	SrcIPs  string
-	PIDs    string
-	Metrics []string
+	Dials   int      `json:"dials"`
+	SrcIPs  string   `json:"src_ips"`
+	PIDs    string   `json:"pids"`
+	Metrics []string `json:"metrics"`
 
-	JSON  bool
-	Quiet bool
+	JSON  bool `json:"json"`
+	Quiet bool `json:"quiet"`
 	// Check records everything and judges it at the end.
-	Check bool
+	Check bool `json:"check"`
 	// RecordLimit is how many messages are recorded at most.
-	RecordLimit int64
-	Seed        uint64
-	CPUProfile  string
+	RecordLimit int64  `json:"record_limit"`
+	Seed        uint64 `json:"seed"`
+	CPUProfile  string `json:"cpu_profile"`
 }
 
 // check refuses what cannot be run.
-func (o *Options) check() error {
-	switch {
-	case o.URL == "":
-		return errors.New("--url: where is the gateway? (ws://…/v1/ws)")
-	case o.Scenario != scenarioDirect && o.Scenario != scenarioIdle:
-		return fmt.Errorf("unknown scenario %q: %s or %s", o.Scenario, scenarioDirect, scenarioIdle)
-	case o.Mode != modeClosed && o.Mode != modeOpen:
-		return fmt.Errorf("--mode %q: closed or open", o.Mode)
-	case o.Wait != "ack" && o.Wait != "delivery" && o.Wait != "both":
-		return fmt.Errorf("--wait %q: ack, delivery or both", o.Wait)
-	case o.Mode == modeOpen && o.Rate <= 0:
-		return errors.New("--rate must be above 0")
-	case o.Procs < 1 || o.Procs > 64:
-		return errors.New("--procs must be 1 to 64")
-	case o.Dials < 1:
-		return errors.New("--dials must be 1 or more")
-	case o.Size < 1 || o.Size > 4000:
-		return errors.New("--size must be 1 to 4000")
-	case o.Scenario == scenarioDirect && (o.Pairs < o.Procs || o.Pairs/o.Procs >= 1<<24):
-		return errors.New("--pairs must be one per process or more")
-	case o.Scenario == scenarioIdle && o.Conns < o.Procs:
-		return errors.New("--conns must be one per process or more")
+func (o *Options) check() error { //nolint:cyclop // a list of rules, one a line
+	for _, one := range []struct {
+		good bool
+		what string
+	}{
+		{o.URL != "", "--url: where is the gateway? (ws://…/v1/ws)"},
+		{o.Scenario == scenarioDirect || o.Scenario == scenarioIdle, "--scenario: direct or idle"},
+		{o.Mode == modeClosed || o.Mode == modeOpen, "--mode: closed or open"},
+		{o.Wait == waitForAck || o.Wait == waitForDelivery || o.Wait == waitForBoth, "--wait: ack, delivery or both"},
+		{o.Mode != modeOpen || o.Rate > 0, "--rate: above 0"},
+		{o.Procs >= 1 && o.Procs <= mostProcs, "--procs: 1 to 64"},
+		{o.Dials >= 1, "--dials: 1 or more"},
+		{o.Size >= 1 && o.Size <= mostText, "--size: 1 to 4000"},
+		{o.Scenario != scenarioDirect || o.Pairs >= o.Procs && o.Pairs < mostTalks, "--pairs: one per process or more"},
+		{o.Scenario != scenarioIdle || o.Conns >= o.Procs, "--conns: one per process or more"},
+		{o.RecordLimit > 0, "--record-limit: above 0"},
+		{slices.IsSorted(o.Steps) && (len(o.Steps) == 0 || o.Steps[len(o.Steps)-1] <= o.Conns), "--steps: rising, up to --conns"},
+	} {
+		if !one.good {
+			return errors.New(one.what)
+		}
 	}
 	for _, ip := range o.sources() {
 		if ip != "" && net.ParseIP(ip) == nil {
 			return fmt.Errorf("--src-ips: %q is no address", ip)
-		}
-	}
-	for i, step := range o.Steps {
-		if step > o.Conns || i > 0 && step <= o.Steps[i-1] {
-			return errors.New("--steps must rise, up to --conns")
 		}
 	}
 	return nil
@@ -117,4 +129,21 @@ func (o *Options) sources() []string {
 		list = append(list, "127.0.0."+strconv.Itoa(i+2))
 	}
 	return list
+}
+
+// find takes from a running `parley dev` what was asked for.
+func (o *Options) find() error {
+	if o.Data == "" {
+		return nil
+	}
+	operator, err := dev.ReadOperator(o.Data)
+	if err != nil {
+		return err
+	}
+	at := operator.Ready
+	o.URL, o.Metrics = at.Socket, []string{at.Admin}
+	if o.PIDs == "" {
+		o.PIDs = fmt.Sprintf("server=%d,postgres=%d", at.PIDs["stack"], at.PIDs["postgres"])
+	}
+	return nil
 }

@@ -19,9 +19,10 @@ import (
 type Usage struct {
 	// CPU in seconds, user and system, with all descendants.
 	CPU float64 `json:"cpu_seconds"`
-	// RSS of the process itself, RSSTree with its descendants (shared pages count in each), in bytes.
-	RSS     int64 `json:"rss_bytes"`
-	RSSTree int64 `json:"rss_tree_bytes"`
+	// RSS of the process itself, in bytes; PSS of all descendants and itself, where a page that several share
+	// counts once (0 if it may not be read).
+	RSS int64 `json:"rss_bytes"`
+	PSS int64 `json:"pss_tree_bytes"`
 }
 
 // ticksPerSecond is USER_HZ, which Linux has fixed at 100 on all platforms of Go.
@@ -62,8 +63,9 @@ func (w *watched) roots() map[int]bool {
 	return roots
 }
 
-// sample looks at all of them now.
-func (w *watched) sample(ctx context.Context) (map[string]Usage, error) {
+// sample looks at all of them now. With memory it also reads the PSS, for which the kernel walks all pages and
+// holds up the process for some milliseconds: not while latency is measured.
+func (w *watched) sample(ctx context.Context, memory bool) (map[string]Usage, error) {
 	all := map[string]Usage{}
 	if len(w.pids) > 0 {
 		table, err := processes()
@@ -71,7 +73,7 @@ func (w *watched) sample(ctx context.Context) (map[string]Usage, error) {
 			return nil, err
 		}
 		for _, name := range w.names {
-			if all[name], err = table.usage(w.pids[name], w.roots()); err != nil {
+			if all[name], err = table.usage(w.pids[name], w.roots(), memory); err != nil {
 				return nil, fmt.Errorf("--pids: %s: %w", name, err)
 			}
 		}
@@ -106,7 +108,7 @@ func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
 		case "process_cpu_seconds_total":
 			u.CPU, found = number, found+1
 		case "process_resident_memory_bytes":
-			u.RSS, u.RSSTree, found = int64(number), int64(number), found+1
+			u.RSS, found = int64(number), found+1
 		}
 	}
 	if found < 2 {
@@ -166,7 +168,7 @@ func processes() (processTable, error) {
 		if err != nil {
 			continue
 		}
-		raw, err := os.ReadFile(path) //nolint:gosec // G304: of /proc
+		raw, err := os.ReadFile(path)
 		if err != nil {
 			continue
 		}
@@ -203,7 +205,7 @@ func parseStat(line string) (entryOf, bool) {
 
 // usage adds up a process and its descendants, except those that another watched
 // process is the root of: PostgreSQL that runs below the server is its own.
-func (t processTable) usage(root int, roots map[int]bool) (Usage, error) {
+func (t processTable) usage(root int, roots map[int]bool, memory bool) (Usage, error) {
 	own, ok := t[root]
 	if !ok {
 		return Usage{}, fmt.Errorf("there is no process %d", root)
@@ -213,7 +215,9 @@ func (t processTable) usage(root int, roots map[int]bool) (Usage, error) {
 		for at, depth := pid, 0; at > 1 && depth < 16; at, depth = t[at].parent, depth+1 {
 			if at == root {
 				u.CPU += entry.cpu
-				u.RSSTree += entry.rss
+				if memory {
+					u.PSS += proportional(pid)
+				}
 				break
 			}
 			if roots[at] {
@@ -222,4 +226,14 @@ func (t processTable) usage(root int, roots map[int]bool) (Usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// proportional is the proportional set size of a process, 0 if it has ended or may not be read.
+func proportional(pid int) int64 {
+	kilobytes, _, _ := strings.Cut(fieldOf("/proc/"+strconv.Itoa(pid)+"/smaps_rollup", "Pss"), " ")
+	n, err := strconv.ParseInt(kilobytes, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n << 10
 }

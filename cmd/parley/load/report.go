@@ -31,9 +31,9 @@ type Process struct {
 	CPUSeconds float64 `json:"cpu_seconds"`
 	// CPUPerThousand messages, in seconds.
 	CPUPerThousand float64 `json:"cpu_seconds_per_1000_messages,omitempty"`
-	// RSS at the end, in bytes; of the tree with all descendants.
-	RSS     int64 `json:"rss_bytes"`
-	RSSTree int64 `json:"rss_tree_bytes"`
+	// RSS at the end, in bytes, and PSS with all descendants; see Usage.
+	RSS int64 `json:"rss_bytes"`
+	PSS int64 `json:"pss_tree_bytes"`
 	// BytesPerConnection is the slope of RSS over the steps of idle.
 	BytesPerConnection float64 `json:"bytes_per_connection,omitempty"`
 }
@@ -122,13 +122,13 @@ func machine() Machine {
 }
 
 // counted fills in what the client processes counted.
-func (r *Report) counted(c *Counts, measured time.Duration) {
-	r.Seconds = measured.Seconds()
+func (r *Report) counted(c *Counts, seconds float64) {
+	r.Seconds = round(seconds, 3)
 	r.Sent, r.Acked, r.Delivered, r.Refused, r.RefusedWithHint, r.Unknown = c.Sent, c.Acked, c.Delivered, c.Refused, c.Hinted, c.Unknown
 	r.PushesMissed, r.PushesDoubled, r.PushHoles = c.Missed, c.Doubled, c.Holes
 	r.Disconnects, r.Renewed, r.Errors = c.Disconnects, c.Renewed, c.Errors
 	r.Ack, r.Delivery, r.Refusal, r.Sync = latencyOf(c.Ack), latencyOf(c.Delivery), latencyOf(c.Refusal), latencyOf(c.SyncTime)
-	if seconds := measured.Seconds(); seconds > 0 {
+	if seconds > 0 {
 		r.MessagesPerSecond = round(float64(c.Acked)/seconds, 1)
 		r.DeliveriesPerSecond = round(float64(c.Delivered)/seconds, 1)
 	}
@@ -144,7 +144,7 @@ func (r *Report) judged(v *Verdict) {
 func (r *Report) used(before, after map[string]Usage) {
 	r.Processes = map[string]*Process{}
 	for name, end := range after {
-		p := &Process{CPUSeconds: round(end.CPU-before[name].CPU, 3), RSS: end.RSS, RSSTree: end.RSSTree}
+		p := &Process{CPUSeconds: round(end.CPU-before[name].CPU, 3), RSS: end.RSS, PSS: end.PSS}
 		if r.Acked > 0 {
 			p.CPUPerThousand = round(p.CPUSeconds/float64(r.Acked)*1000, 4)
 		}
@@ -158,6 +158,9 @@ func (r *Report) sloped() {
 		return
 	}
 	first, last := r.Steps[0], r.Steps[len(r.Steps)-1]
+	if first.Connections == last.Connections {
+		return
+	}
 	for name, p := range r.Processes {
 		grown := last.Usage[name].RSS - first.Usage[name].RSS
 		p.BytesPerConnection = round(float64(grown)/float64(last.Connections-first.Connections), 0)
@@ -175,30 +178,31 @@ func round(x float64, digits int) float64 {
 // print is the report for people.
 func (r *Report) print(out io.Writer) error {
 	w := &lines{}
-	w.add("%s %s, seed %d, %d client processes", r.Scenario, r.Mode, r.Seed, r.Procs)
-	w.add("machine      %d CPUs %s, Linux %s, load average %s before, %s after", r.Machine.CPUs, r.Machine.Model, r.Machine.Kernel, r.Machine.LoadBefore, r.Machine.LoadAfter)
-	w.add("connections  %d opened, %d failed, %.0f/s (first 99 %%: %.0f/s), %d alive at the end, %d disconnects, %d tokens renewed",
+	w.addf("%s %s, seed %d, %d client processes", r.Scenario, r.Mode, r.Seed, r.Procs)
+	w.addf("machine      %d CPUs %s, Linux %s, load average %s before, %s after", r.Machine.CPUs, r.Machine.Model, r.Machine.Kernel, r.Machine.LoadBefore, r.Machine.LoadAfter)
+	w.addf("connections  %d opened, %d failed, %.0f/s (first 99 %%: %.0f/s), %d alive at the end, %d disconnects, %d tokens renewed",
 		r.Connections, r.ConnectFailures, r.ConnectsPerSecond, r.Connects99, r.AliveAtEnd, r.Disconnects, r.Renewed)
 	if r.Sent > 0 {
-		w.add("messages     %d sent, %d acked (%.1f/s), %d delivered (%.1f/s) in %.1f s", r.Sent, r.Acked, r.MessagesPerSecond, r.Delivered, r.DeliveriesPerSecond, r.Seconds)
-		w.add("             %d refused (%d with a hint when to come again), %d without a certain outcome", r.Refused, r.RefusedWithHint, r.Unknown)
-		w.add("pushes       %d missed, %d doubled, %d out of order; all repaired by the protocol", r.PushesMissed, r.PushesDoubled, r.PushHoles)
+		w.addf("messages     %d sent, %d acked (%.1f/s), %d delivered (%.1f/s) in %.1f s", r.Sent, r.Acked, r.MessagesPerSecond, r.Delivered, r.DeliveriesPerSecond, r.Seconds)
+		w.addf("             %d refused (%d with a hint when to come again), %d without a certain outcome", r.Refused, r.RefusedWithHint, r.Unknown)
+		w.addf("pushes       %d missed, %d doubled, %d out of order; all repaired by the protocol", r.PushesMissed, r.PushesDoubled, r.PushHoles)
 	}
 	for _, l := range []struct {
 		name string
 		of   Latency
 	}{{"ack", r.Ack}, {"delivery", r.Delivery}, {"refusal", r.Refusal}, {"sync", r.Sync}} {
 		if l.of.Count > 0 {
-			w.add("%-12s p50 %.2f  p95 %.2f  p99 %.2f  p99.9 %.2f  max %.2f ms", l.name, l.of.P50, l.of.P95, l.of.P99, l.of.P999, l.of.Max)
+			w.addf("%-12s p50 %.2f  p95 %.2f  p99 %.2f  p99.9 %.2f  max %.2f ms", l.name, l.of.P50, l.of.P95, l.of.P99, l.of.P999, l.of.Max)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Processes)) {
 		p := r.Processes[name]
-		w.add("%-12s %.2f CPU s, %.4f per 1,000 messages; %.1f MiB resident; %.0f bytes per connection", name, p.CPUSeconds, p.CPUPerThousand, float64(p.RSS)/(1<<20), p.BytesPerConnection)
+		w.addf("%-12s %.2f CPU s, %.4f per 1,000 messages; %.1f MiB resident (with children %.1f); %.0f bytes per connection",
+			name, p.CPUSeconds, p.CPUPerThousand, float64(p.RSS)/(1<<20), float64(p.PSS)/(1<<20), p.BytesPerConnection)
 	}
-	w.add("client       %.2f CPU s, %.1f µs per message", r.ClientCPUSeconds, r.ClientMicros)
+	w.addf("client       %.2f CPU s, %.1f µs per message", r.ClientCPUSeconds, r.ClientMicros)
 	for _, name := range slices.Sorted(maps.Keys(r.Errors)) {
-		w.add("error        %6d × %s", r.Errors[name], name)
+		w.addf("error        %6d × %s", r.Errors[name], name)
 	}
 	r.printVerdict(w)
 	_, err := io.WriteString(out, w.String())
@@ -209,22 +213,22 @@ func (r *Report) printVerdict(w *lines) {
 	switch {
 	case r.Scenario != scenarioDirect:
 	case !r.Checked:
-		w.add("judge        was not asked")
+		w.addf("judge        was not asked")
 	case !r.broken():
-		w.add("judge        %d messages: nothing lost, nothing doubled, all in order", r.Judged)
+		w.addf("judge        %d messages: nothing lost, nothing doubled, all in order", r.Judged)
 	default:
-		w.add("judge        %d messages: %d lost, %d doubled, %d out of order; by rule: %v", r.Judged, r.Losses, r.Duplicates, r.Reordered, r.Violations)
+		w.addf("judge        %d messages: %d lost, %d doubled, %d out of order; by rule: %v", r.Judged, r.Losses, r.Duplicates, r.Reordered, r.Violations)
 		for _, told := range r.Told {
-			w.add("             %s", told)
+			w.addf("             %s", told)
 		}
 	}
 	if r.Full {
-		w.add("             the record was full and the load ended early; see --record-limit")
+		w.addf("             the record was full and the load ended early; see --record-limit")
 	}
 }
 
 type lines struct{ strings.Builder }
 
-func (l *lines) add(format string, args ...any) {
+func (l *lines) addf(format string, args ...any) {
 	_, _ = fmt.Fprintf(l, format+"\n", args...) // a Builder does not fail
 }

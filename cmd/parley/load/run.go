@@ -42,8 +42,8 @@ type run struct {
 	readers sync.WaitGroup
 	// talks are published when all are prepared.
 	talks atomic.Pointer[[]*talk]
-	// cpu is what this process used in the measured window, in seconds.
-	cpu float64
+	// cpu is what this process used in the measured window, and seconds is how long that was.
+	cpu, seconds float64
 	// ctx ends redials.
 	ctx   context.Context //nolint:containedctx // of the process, for what no caller waits for
 	plant plant
@@ -64,8 +64,8 @@ func newRun(ctx context.Context, job job, plant plant) *run {
 		meter: newMeter(), limit: job.Options.RecordLimit / int64(job.Options.Procs), keep: job.Options.Check,
 		sockets: make([]*socket, len(job.People)), ctx: ctx, plant: plant,
 	}
-	r.wait = map[string]uint8{"ack": waitAck, "delivery": waitDelivery, "both": waitAck | waitDelivery}[job.Options.Wait]
-	random := rand.New(rand.NewPCG(job.Options.Seed, uint64(job.Process))) //nolint:gosec // G404: repeatable on purpose
+	r.wait = map[string]uint8{waitForAck: waitAck, waitForDelivery: waitDelivery, waitForBoth: waitAck | waitDelivery}[job.Options.Wait]
+	random := rand.New(rand.NewPCG(job.Options.Seed, uint64(job.Process)))
 	r.filler = make([]byte, 4096)
 	for i := range r.filler {
 		r.filler[i] = "abcdefghijklmnopqrstuvwxyz     "[random.IntN(31)]
@@ -97,10 +97,11 @@ func (r *run) later(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 
 // Connected is how connecting went.
 type Connected struct {
-	Opened, Failed int
-	Seconds        float64
+	Opened  int     `json:"opened"`
+	Failed  int     `json:"failed"`
+	Seconds float64 `json:"seconds"`
 	// Seconds99 is when the first 99 of 100 were there: one straggler says nothing about a rate.
-	Seconds99 float64
+	Seconds99 float64 `json:"seconds99"`
 }
 
 // connect opens connections of people up to a number, several at once.

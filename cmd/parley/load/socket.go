@@ -90,7 +90,7 @@ func dialFrom(source string) *websocket.Dialer {
 // dial connects, authenticates by the first frame and returns after Welcome,
 // before anything else was read: call run then.
 func dial(ctx context.Context, d *websocket.Dialer, url, token string) (*socket, error) {
-	ws, res, err := d.DialContext(ctx, url, http.Header{})
+	ws, res, err := d.DialContext(ctx, url, http.Header{}) //nolint:bodyclose // what is left of the body after a handshake needs no close
 	if err != nil {
 		if res != nil {
 			return nil, fmt.Errorf("upgrade refused: http %d", res.StatusCode)
@@ -157,7 +157,7 @@ func (s *socket) read() error {
 		}
 		now := time.Now()
 		s.heard.Store(s.tick.Load())
-		buffer := bodies.Get().(*[]byte) //nolint:forcetypeassert // only these are in the pool
+		buffer := bodies.Get().(*[]byte) //nolint:errcheck // only these are in the pool
 		n, err := fill(r, buffer)
 		if err == nil {
 			err = decodeFrame((*buffer)[:n], &f)

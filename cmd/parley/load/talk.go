@@ -90,7 +90,7 @@ const maxMessages = 1 << 31
 // clientID derives the id of a message: a UUIDv7 whose random bits are the run,
 // the process, the talk and the counter.
 func (t *talk) clientID(counter uint32, at int64) (id [16]byte) {
-	binary.BigEndian.PutUint64(id[0:8], uint64(at/1e6)<<16|0x7000|uint64(t.run.tag&0xfff)) //nolint:gosec // G115: after 1970
+	binary.BigEndian.PutUint64(id[0:8], uint64(at/1e6)<<16|0x7000|uint64(t.run.tag&0xfff))
 	id[8] = 0x80 | byte(t.run.process&0x3f)
 	id[9], id[10], id[11] = byte(t.index>>16), byte(t.index>>8), byte(t.index)
 	binary.BigEndian.PutUint32(id[12:16], counter)
@@ -129,7 +129,7 @@ func (t *talk) sendLocked(from uint8, intended time.Time) {
 	if !r.record(t) {
 		return
 	}
-	counter := t.first + uint32(len(t.sends)) //nolint:gosec // G115: record bounds it
+	counter := t.first + uint32(len(t.sends))
 	now := time.Now().UnixNano()
 	id := t.clientID(counter, now)
 	var text uuidText
@@ -166,7 +166,7 @@ func (t *talk) answered(counter uint32, f *frame, now time.Time) {
 	if err != nil || seq <= t.base {
 		r.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Errors["answer without a seq"]++ })
 	} else {
-		m.outcome, m.seq = history.Acked, uint32(seq-t.base) //nolint:gosec // G115: bounded by record
+		m.outcome, m.seq = history.Acked, uint32(seq-t.base)
 		r.meter.count(m.intended, func(c *Counts) { c.Acked++; c.Ack.add(took) })
 	}
 	t.waiting &^= waitAck
@@ -240,7 +240,8 @@ func (t *talk) advanceLocked(now time.Time) {
 
 // text makes the message: telling for people, of the wanted size, and no two alike.
 func (t *talk) text(counter uint32) []byte {
-	b := append(t.scratch[:0], "load "...)
+	b := t.scratch[:0]
+	b = append(b, "load "...)
 	b = strconv.AppendUint(b, uint64(t.index), 10)
 	b = append(b, ' ')
 	b = strconv.AppendUint(b, uint64(counter), 10)

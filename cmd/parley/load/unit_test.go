@@ -155,19 +155,19 @@ func TestProcessesAreCountedOnce(t *testing.T) {
 	require.False(t, ok)
 
 	table := processTable{10: {1, 1, 100}, 11: {10, 2, 200}, 12: {11, 4, 400}, 20: {1, 8, 800}}
-	server, err := table.usage(10, map[int]bool{10: true, 11: true})
+	server, err := table.usage(10, map[int]bool{10: true, 11: true}, false)
 	require.NoError(t, err)
 	require.InDelta(t, 1, server.CPU, 1e-9, "the database below it counts for itself")
-	database, err := table.usage(11, map[int]bool{10: true, 11: true})
+	database, err := table.usage(11, map[int]bool{10: true, 11: true}, false)
 	require.NoError(t, err)
 	require.InDelta(t, 6, database.CPU, 1e-9, "with its children")
-	_, err = table.usage(99, nil)
+	_, err = table.usage(99, nil, false)
 	require.Error(t, err)
 }
 
 func TestOptionsAreChecked(t *testing.T) {
 	t.Parallel()
-	good := Options{Scenario: scenarioDirect, URL: "ws://x", Mode: modeClosed, Wait: "both", Rate: 1, Procs: 1, Dials: 1, Size: 1, Pairs: 1}
+	good := Options{Scenario: scenarioDirect, URL: "ws://x", Mode: modeClosed, Wait: "both", Rate: 1, Procs: 1, Dials: 1, Size: 1, Pairs: 1, RecordLimit: 1}
 	require.NoError(t, good.check())
 	for name, spoil := range map[string]func(o *Options){
 		"scenario": func(o *Options) { o.Scenario = "group" }, "mode": func(o *Options) { o.Mode = "x" }, "wait": func(o *Options) { o.Wait = "x" },

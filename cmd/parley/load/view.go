@@ -75,7 +75,7 @@ func (t *talk) takeLocked(i int, e *entry, now time.Time, push bool) {
 		t.acceptOddLocked(d, t.toHistory(e))
 	} else {
 		t.acceptLocked(d, seen{
-			at: e.at, content: hash(e.text), seq: uint32(seq), ordinal: uint32(e.ordinal - t.baseOrdinal), //nolint:gosec // G115: bounded by record
+			at: e.at, content: hash(e.text), seq: uint32(seq), ordinal: uint32(e.ordinal - t.baseOrdinal),
 			counter: counter, sender: t.senderOf(e.sender),
 		})
 		t.deliveredLocked(i, counter, ours, now, push)
@@ -132,7 +132,7 @@ func (t *talk) deliveredLocked(i int, counter uint32, ours bool, now time.Time, 
 			c.Missed++
 		}
 	})
-	if counter+1 == t.first+uint32(len(t.sends)) { //nolint:gosec // G115: record bounds it
+	if counter+1 == t.first+uint32(len(t.sends)) {
 		t.waiting &^= waitDelivery
 		t.advanceLocked(now)
 	}
@@ -141,7 +141,7 @@ func (t *talk) deliveredLocked(i int, counter uint32, ours bool, now time.Time, 
 func (t *talk) senderOf(id []byte) uint8 {
 	for i, d := range t.sides {
 		if d.id == string(id) {
-			return uint8(i) //nolint:gosec // G115: two sides
+			return uint8(i)
 		}
 	}
 	return 2 // nobody

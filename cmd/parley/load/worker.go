@@ -21,46 +21,48 @@ import (
 
 // job is the first line.
 type job struct {
-	Options Options
-	Process int
-	Tag     uint16
-	People  []crowd.Person
-	Mint    crowd.Mint
+	Options Options        `json:"options"`
+	Process int            `json:"process"`
+	Tag     uint16         `json:"tag"`
+	People  []crowd.Person `json:"people"`
+	Mint    crowd.Mint     `json:"mint"`
 }
 
 // order is every line after it.
 type order struct {
-	Do string // connect, prepare, sync, run, judge, end
+	Do string `json:"do"`
 	// UpTo is the number of connections after connect.
-	UpTo int
+	UpTo int `json:"up_to"`
 	// At is when run begins.
-	At time.Time
+	At time.Time `json:"at"`
 }
 
 // answer is a line of the client process: to an order, or a second's counts.
 type answer struct {
-	Second *second  `json:",omitempty"`
-	Done   *outcome `json:",omitempty"`
+	Second *second  `json:"second,omitempty"`
+	Done   *outcome `json:"done,omitempty"`
 }
 
 // second is what is shown while the load runs.
 type second struct {
-	Alive  int
-	Counts *Counts
+	Alive  int     `json:"alive"`
+	Counts *Counts `json:"counts"`
 }
 
 // outcome answers an order.
 type outcome struct {
-	Error     string
-	Connected *Connected `json:",omitempty"`
+	Error     string     `json:"error"`
+	Connected *Connected `json:"connected,omitempty"`
 	// Counts are those of the measured window, Verdict what the judge found.
-	Counts  *Counts  `json:",omitempty"`
-	Verdict *Verdict `json:",omitempty"`
+	Counts  *Counts  `json:"counts,omitempty"`
+	Verdict *Verdict `json:"verdict,omitempty"`
 	// CPU is what this process used in the measured window, in seconds.
-	CPU   float64
-	Alive int
+	CPU float64 `json:"cpu"`
+	// Seconds is how long the window was: shorter than wished if the record was full.
+	Seconds float64 `json:"seconds"`
+	Alive   int     `json:"alive"`
 	// Full: the record was, and the load ended early.
-	Full bool
+	Full bool `json:"full"`
 }
 
 // worker serves one client process.
@@ -136,6 +138,7 @@ func (w *worker) obey(ctx context.Context, o order) *outcome {
 		done.Error = err.Error()
 	}
 	done.Counts, done.CPU, done.Alive, done.Full = r.meter.takeWindow(), r.cpu, r.alive(), r.full.Load()
+	done.Seconds = min(r.seconds, r.opts.Duration.Seconds())
 	return &done
 }
 
