@@ -25,6 +25,10 @@ const (
 	// youngerThan is the age up to which recovered rows are told of: clients
 	// that missed an older push have long asked by themselves.
 	youngerThan = time.Minute
+	// ahead is how far beyond ours a row's time must be before it counts as written
+	// by a process with a wrong clock. Such a row would wait until our clock is
+	// there, should its process die.
+	ahead = time.Minute
 	// countEvery is how often the backlog is counted for the metric.
 	countEvery = 15 * time.Second
 )
@@ -79,10 +83,11 @@ func (o *Outbox) claimAll(ctx context.Context, limiter *rate.Limiter) {
 
 // claimSQL takes rows that are not another relay's at this moment. The oldest
 // come first; a row is a relay's only after a grace, and never while this very
-// process is publishing it.
+// process is publishing it. A row of the future has no grace: nobody knows its
+// age, and to publish it twice does no harm.
 const claimSQL = `
 SELECT id, created_at, envelopes, key_versions FROM outbox
-WHERE published_at IS NULL AND created_at <= $1 AND id <> ALL ($2::uuid[])
+WHERE published_at IS NULL AND (created_at <= $1 OR created_at > $4) AND id <> ALL ($2::uuid[])
 ORDER BY created_at
 LIMIT $3
 FOR UPDATE SKIP LOCKED`
@@ -92,10 +97,11 @@ FOR UPDATE SKIP LOCKED`
 func (o *Outbox) claim(ctx context.Context) (claimed []Row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
-	before := o.clock.Now().Add(-o.opts.grace)
+	now := o.clock.Now()
+	before := now.Add(-o.opts.grace)
 	err = pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
 		claimed = nil
-		rows, err := tx.Query(ctx, claimSQL, before, o.notToClaim(before), o.opts.relayBatch)
+		rows, err := tx.Query(ctx, claimSQL, before, o.notToClaim(before, now.Add(ahead)), o.opts.relayBatch, now.Add(ahead))
 		if err != nil {
 			return fmt.Errorf("claim outbox rows: %w", err)
 		}
@@ -186,7 +192,7 @@ func (o *Outbox) sendClaimed(ctx context.Context, rows []Row) (done []Row, err e
 }
 
 // notToClaim are the rows that this process is publishing, and the broken ones.
-func (o *Outbox) notToClaim(before time.Time) []uuid.UUID {
+func (o *Outbox) notToClaim(before, after time.Time) []uuid.UUID {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := make([]uuid.UUID, 0, len(o.broken))
@@ -194,7 +200,7 @@ func (o *Outbox) notToClaim(before time.Time) []uuid.UUID {
 		out = append(out, id)
 	}
 	for id, at := range o.inFlight {
-		if !at.After(before) {
+		if !at.After(before) || at.After(after) {
 			out = append(out, id)
 		}
 	}

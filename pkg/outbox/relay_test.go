@@ -81,6 +81,18 @@ func TestKilledBetweenCommitAndPublish(t *testing.T) {
 	}
 }
 
+func TestRowsOfAClockThatWasAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dead := w.outbox()
+	w.clock.Advance(time.Hour)
+	w.change(dead, "from the future") // and its process dies
+	w.clock.Advance(-time.Hour)
+	w.run(w.outbox())
+	w.drained()
+	require.Equal(t, []string{"from the future"}, keys(w.published()))
+}
+
 func TestRelayTellsOnlyOfYoungRows(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
