@@ -38,7 +38,7 @@ func (p *pending) perform() ([]byte, kind) {
 	}
 	g.propagator.Inject(ctx, propagation.HeaderCarrier(header))
 
-	response, err := p.route.raw(p.c.format).Call(ctx, header, p.request)
+	response, err := p.offer(ctx, header)
 	code := "ok"
 	if err != nil {
 		code = rpc.CodeOf(err).String()

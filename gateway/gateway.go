@@ -84,9 +84,11 @@ type Gateway struct {
 	wheel      *wheel
 	hub        *hub
 	subscriber *realtime.Subscriber
+	workers    *workers
 
 	draining atomic.Bool
-	open     *tally // sockets
+	disputed atomic.Int64 // when an operator was last warned of a wrong clock
+	open     *tally       // sockets
 }
 
 // New makes a gateway. It connects to nothing yet. The error names what is wrong
@@ -110,7 +112,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		errors: connect.NewErrorWriter(),
 		wheel:  newWheel(cfg.Socket.WheelTick),
 		hub:    newHub(cfg.Limits.UserSockets),
-		open:   newTally(),
+		open:   newTally(), workers: newWorkers(),
 	}
 	g.routes = newRoutes(deps.Methods, deps.Dialer, g.proxyTo)
 	g.keys = g.proxyTo(deps.Dialer.Backend("auth")) //nolint:contextcheck // the context is that of each request

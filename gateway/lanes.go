@@ -126,7 +126,7 @@ func (c *connection) call(id uint32, call *realtimev1.Call, wait time.Duration) 
 		cancel()
 		c.refuse(id, err)
 	case runNow:
-		go p.run()
+		c.gw.workers.run(p)
 	}
 }
 

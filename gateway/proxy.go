@@ -87,9 +87,10 @@ func (g *Gateway) proxyTo(backend rpc.Backend) *httputil.ReverseProxy {
 		target = &url.URL{}
 	}
 	return &httputil.ReverseProxy{
-		Transport:    backend.Transport,
-		BufferPool:   proxyBuffers{},
-		ErrorHandler: g.proxyFailed,
+		Transport:      backend.Transport,
+		BufferPool:     proxyBuffers{},
+		ErrorHandler:   g.proxyFailed,
+		ModifyResponse: g.doubt,
 		// Each stream that its client ends is logged by the proxy as an error.
 		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
@@ -115,6 +116,8 @@ func (g *Gateway) proxyTo(backend rpc.Backend) *httputil.ReverseProxy {
 func (g *Gateway) proxyFailed(w http.ResponseWriter, r *http.Request, err error) {
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.Is(err, errDisputed):
+		err = errDoubtful()
 	case errors.As(err, &tooLarge):
 		err = errRequestTooLarge(tooLarge.Limit)
 	case errors.Is(r.Context().Err(), context.DeadlineExceeded):

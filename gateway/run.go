@@ -20,6 +20,7 @@ func (g *Gateway) Run(ctx context.Context, listener net.Listener) error { //noli
 	defer stop()
 	calls, cutCalls := context.WithCancel(g.base)
 	defer cutCalls()
+	defer g.workers.stop()
 	server := g.server(calls) //nolint:contextcheck // running calls too
 
 	group, inner := errgroup.WithContext(life)

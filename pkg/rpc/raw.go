@@ -129,7 +129,10 @@ func transportError(ctx context.Context, err error) *connect.Error {
 	}
 }
 
-// parseError reads a Connect error with its details.
+// ParseError reads the body of a unary Connect answer that is an error, with its
+// details.
+func ParseError(status int, body []byte) *connect.Error { return parseError(status, body) }
+
 func parseError(status int, body []byte) *connect.Error {
 	var wire wireError
 	if err := json.Unmarshal(body, &wire); err != nil || wire.Code == 0 {
