@@ -23,6 +23,8 @@ ALTER ROLE :"role" SET idle_in_transaction_session_timeout = '10s';
 ALTER ROLE :"role" SET lock_timeout = '5s';
 ALTER ROLE :"role" SET statement_timeout = '30s';
 ALTER ROLE :"role" SET timezone = 'UTC';
+-- One plan per prepared statement, for all parameters.
+ALTER ROLE :"role" SET plan_cache_mode = 'force_generic_plan';
 
 CREATE SCHEMA IF NOT EXISTS :"service" AUTHORIZATION :"role";
 REVOKE ALL ON SCHEMA :"service" FROM PUBLIC;

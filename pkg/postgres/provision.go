@@ -28,6 +28,9 @@ var roleSettings = [][2]string{
 	{"idle_in_transaction_session_timeout", "10s"},
 	{"lock_timeout", "5s"},
 	{"statement_timeout", "30s"},
+	// Every statement is prepared and finds its rows by an index, so one plan fits
+	// all parameters; planning anew cost the group commit a fifth of its CPU time.
+	{"plan_cache_mode", "force_generic_plan"},
 	{"timezone", "UTC"},
 }
 
