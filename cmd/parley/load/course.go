@@ -82,8 +82,8 @@ func (c *course) direct(ctx context.Context) error {
 	c.gather(outcomes)
 	c.report.used(used.before, used.after)
 	c.report.ClientCPUSeconds = round(c.report.ClientCPUSeconds, 3)
-	if c.report.Acked > 0 {
-		c.report.ClientMicros = round(c.report.ClientCPUSeconds/float64(c.report.Acked)*1e6, 1)
+	if c.report.AckedIn > 0 {
+		c.report.ClientMicros = round(c.report.ClientCPUSeconds/float64(c.report.AckedIn)*1e6, 1)
 	}
 	c.board.enter("judge")
 	return c.judge(ctx)

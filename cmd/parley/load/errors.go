@@ -36,7 +36,7 @@ func classOf(err error) string {
 	return err.Error()
 }
 
-// outcomeOf tells whether an answered error leaves open if the message is stored.
+// unknown tells whether an answered error leaves open if the message is stored.
 func (f *fault) unknown() bool {
 	switch f.Code {
 	case "unavailable", "deadline_exceeded", "canceled", "internal", "unknown", "aborted":

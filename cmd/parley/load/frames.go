@@ -175,7 +175,7 @@ func decodeSeq(b []byte) (seq int64, err error) {
 // writer builds ClientFrames in buffers that it keeps. Not for concurrent use.
 type writer struct{ request, call, frame []byte }
 
-// call encodes ClientFrame{id, call{procedure, lane, request}}.
+// callFrame encodes ClientFrame{id, call{procedure, lane, request}}.
 func (w *writer) callFrame(id uint32, procedure, lane string, request []byte) []byte {
 	c := w.call[:0]
 	c = protowire.AppendTag(c, 1, protowire.BytesType)

@@ -8,7 +8,7 @@ import (
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
 )
 
-// keep does once a second what a client does beside messages: it prolongs tokens,
+// keeper does once a second what a client does beside messages: it prolongs tokens,
 // syncs after silence and asks for what a lost push should have brought. Until ctx ends.
 func (r *run) keeper(ctx context.Context) {
 	tick := time.NewTicker(time.Second)

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/cmd/parley/crowd"
 )
 
 func TestLoad(t *testing.T) {
@@ -22,6 +25,7 @@ func TestLoad(t *testing.T) {
 	t.Run("LostPushesAreRepaired", func(t *testing.T) { t.Parallel(); testDropped(t, s) })
 	t.Run("CutConnectionsComeBack", func(t *testing.T) { t.Parallel(); testCut(t, s) })
 	t.Run("AFullRecordEndsTheLoad", func(t *testing.T) { t.Parallel(); testFull(t, s) })
+	t.Run("TokensAreRenewedInTime", func(t *testing.T) { t.Parallel(); testRenewed(t, s) })
 	t.Run("TheProgramPrintsItsReport", func(t *testing.T) { t.Parallel(); testProgram(t, s) })
 }
 
@@ -127,6 +131,24 @@ func testFull(t *testing.T, s *system) {
 	require.Empty(t, r.Violations, r.Told)
 	require.EqualValues(t, 100, r.Judged)
 	require.Less(t, time.Since(began), 50*time.Second)
+}
+
+func testRenewed(t *testing.T, s *system) {
+	t.Helper()
+	people, mint, err := crowd.Read(s.people, 350, 40)
+	require.NoError(t, err)
+	mint.LifeSeconds = 5
+	for i := range people {
+		require.NoError(t, mint.Renew(&people[i], time.Now()))
+	}
+	o := s.options(0)
+	o.UsersFile, o.Duration = filepath.Join(t.TempDir(), "short.jsonl"), 8*time.Second
+	require.NoError(t, crowd.Write(o.UsersFile, people, mint))
+	r := runLoad(t, o, plant{})
+	require.Empty(t, r.Violations, r.Told)
+	require.GreaterOrEqual(t, r.Renewed, int64(40))
+	require.Zero(t, r.Disconnects, r.Errors)
+	require.Empty(t, r.Errors)
 }
 
 func testProgram(t *testing.T, s *system) {

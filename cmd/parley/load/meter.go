@@ -62,6 +62,10 @@ type Counts struct {
 	// Delivered reached the other person by a push; Missed only by ListEvents.
 	Delivered int64 `json:"delivered"`
 	Missed    int64 `json:"missed"`
+	// AckedIn and DeliveredIn arrived in the span, whenever their messages were meant to leave: the
+	// rates. An overloaded server answers the rest after the span.
+	AckedIn     int64 `json:"acked_in"`
+	DeliveredIn int64 `json:"delivered_in"`
 	// Doubled were pushed more than once to one connection, Holes are pushes that came before an earlier one.
 	Doubled int64 `json:"doubled"`
 	Holes   int64 `json:"holes"`
@@ -86,7 +90,7 @@ func newCounts() *Counts {
 func (c *Counts) numbers() []*int64 {
 	return []*int64{
 		&c.Sent, &c.Acked, &c.Refused, &c.Unknown, &c.Hinted, &c.Delivered, &c.Missed, &c.Doubled, &c.Holes,
-		&c.Disconnects, &c.Renewed, &c.Syncs,
+		&c.AckedIn, &c.DeliveredIn, &c.Disconnects, &c.Renewed, &c.Syncs,
 	}
 }
 
@@ -143,6 +147,21 @@ func (m *meter) count(intended int64, fn func(c *Counts)) {
 	fn(m.second)
 	if intended >= m.from && intended < m.until {
 		fn(m.window)
+	}
+}
+
+// arrived is count for something that came at now and belongs to a message meant for an instant:
+// in is run on the counts of now.
+func (m *meter) arrived(intended int64, now time.Time, fn, in func(c *Counts)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn(m.second)
+	in(m.second)
+	if intended >= m.from && intended < m.until {
+		fn(m.window)
+	}
+	if at := now.UnixNano(); at >= m.from && at < m.until {
+		in(m.window)
 	}
 }
 

@@ -63,7 +63,7 @@ func (b *board) line() string {
 		errors += n
 	}
 	line := fmt.Sprintf("%4.0fs %-8s conns %6d  sent/s %6d  acked/s %6d  delivered/s %6d  ack p50 %s p99 %s  delivery p50 %s p99 %s  errors %d\n",
-		time.Since(b.began).Seconds(), b.phase, alive, c.Sent, c.Acked, c.Delivered,
+		time.Since(b.began).Seconds(), b.phase, alive, c.Sent, c.AckedIn, c.DeliveredIn,
 		ms(c.Ack, 50), ms(c.Ack, 99), ms(c.Delivery, 50), ms(c.Delivery, 99), errors)
 	c.reset()
 	return line

@@ -62,7 +62,10 @@ type Report struct {
 	AliveAtEnd int     `json:"alive_at_end"`
 
 	// Seconds is the measured time.
-	Seconds             float64 `json:"seconds,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"`
+	// Sent, Acked and Delivered are of messages meant to leave in it; AckedIn were acknowledged in it, and the
+	// rates and the CPU of a message go by those.
+	AckedIn             int64   `json:"acked_in_time"`
 	Sent                int64   `json:"sent"`
 	Acked               int64   `json:"acked"`
 	Delivered           int64   `json:"delivered"`
@@ -125,12 +128,13 @@ func machine() Machine {
 func (r *Report) counted(c *Counts, seconds float64) {
 	r.Seconds = round(seconds, 3)
 	r.Sent, r.Acked, r.Delivered, r.Refused, r.RefusedWithHint, r.Unknown = c.Sent, c.Acked, c.Delivered, c.Refused, c.Hinted, c.Unknown
+	r.AckedIn = c.AckedIn
 	r.PushesMissed, r.PushesDoubled, r.PushHoles = c.Missed, c.Doubled, c.Holes
 	r.Disconnects, r.Renewed, r.Errors = c.Disconnects, c.Renewed, c.Errors
 	r.Ack, r.Delivery, r.Refusal, r.Sync = latencyOf(c.Ack), latencyOf(c.Delivery), latencyOf(c.Refusal), latencyOf(c.SyncTime)
 	if seconds > 0 {
-		r.MessagesPerSecond = round(float64(c.Acked)/seconds, 1)
-		r.DeliveriesPerSecond = round(float64(c.Delivered)/seconds, 1)
+		r.MessagesPerSecond = round(float64(c.AckedIn)/seconds, 1)
+		r.DeliveriesPerSecond = round(float64(c.DeliveredIn)/seconds, 1)
 	}
 }
 
@@ -145,8 +149,8 @@ func (r *Report) used(before, after map[string]Usage) {
 	r.Processes = map[string]*Process{}
 	for name, end := range after {
 		p := &Process{CPUSeconds: round(end.CPU-before[name].CPU, 3), RSS: end.RSS, PSS: end.PSS}
-		if r.Acked > 0 {
-			p.CPUPerThousand = round(p.CPUSeconds/float64(r.Acked)*1000, 4)
+		if r.AckedIn > 0 {
+			p.CPUPerThousand = round(p.CPUSeconds/float64(r.AckedIn)*1000, 4)
 		}
 		r.Processes[name] = p
 	}
@@ -183,7 +187,7 @@ func (r *Report) print(out io.Writer) error {
 	w.addf("connections  %d opened, %d failed, %.0f/s (first 99 %%: %.0f/s), %d alive at the end, %d disconnects, %d tokens renewed",
 		r.Connections, r.ConnectFailures, r.ConnectsPerSecond, r.Connects99, r.AliveAtEnd, r.Disconnects, r.Renewed)
 	if r.Sent > 0 {
-		w.addf("messages     %d sent, %d acked (%.1f/s), %d delivered (%.1f/s) in %.1f s", r.Sent, r.Acked, r.MessagesPerSecond, r.Delivered, r.DeliveriesPerSecond, r.Seconds)
+		w.addf("messages     %d sent, %d acked, %d delivered; in %.1f s %.1f/s acked, %.1f/s delivered", r.Sent, r.Acked, r.Delivered, r.Seconds, r.MessagesPerSecond, r.DeliveriesPerSecond)
 		w.addf("             %d refused (%d with a hint when to come again), %d without a certain outcome", r.Refused, r.RefusedWithHint, r.Unknown)
 		w.addf("pushes       %d missed, %d doubled, %d out of order; all repaired by the protocol", r.PushesMissed, r.PushesDoubled, r.PushHoles)
 	}

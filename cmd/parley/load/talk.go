@@ -167,7 +167,7 @@ func (t *talk) answered(counter uint32, f *frame, now time.Time) {
 		r.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Errors["answer without a seq"]++ })
 	} else {
 		m.outcome, m.seq = history.Acked, uint32(seq-t.base)
-		r.meter.count(m.intended, func(c *Counts) { c.Acked++; c.Ack.add(took) })
+		r.meter.arrived(m.intended, now, func(c *Counts) { c.Acked++; c.Ack.add(took) }, func(c *Counts) { c.AckedIn++ })
 	}
 	t.waiting &^= waitAck
 	t.advanceLocked(now)
@@ -316,7 +316,7 @@ func (t *talk) quiet() bool {
 	return true
 }
 
-// forget drops old messages where nothing is recorded: only latencies need them.
+// forgetLocked drops old messages where nothing is recorded: only latencies need them.
 func (t *talk) forgetLocked() {
 	const enough = 1024
 	if len(t.sends) >= 2*enough {

@@ -124,14 +124,11 @@ func (t *talk) deliveredLocked(i int, counter uint32, ours bool, now time.Time, 
 	}
 	m.delivered = true
 	took := time.Duration(now.UnixNano() - m.intended)
-	t.run.meter.count(m.intended, func(c *Counts) {
-		if push {
-			c.Delivered++
-			c.Delivery.add(took)
-		} else {
-			c.Missed++
-		}
-	})
+	if push {
+		t.run.meter.arrived(m.intended, now, func(c *Counts) { c.Delivered++; c.Delivery.add(took) }, func(c *Counts) { c.DeliveredIn++ })
+	} else {
+		t.run.meter.count(m.intended, func(c *Counts) { c.Missed++ })
+	}
 	if counter+1 == t.first+uint32(len(t.sends)) {
 		t.waiting &^= waitDelivery
 		t.advanceLocked(now)

@@ -33,8 +33,8 @@ import (
 const keyVariable = "PARLEY_AUTH_KEY_ENCRYPTION_KEY"
 
 type options struct {
-	users, pairs int
-	prefix, out  string
+	users, pairs, circle int
+	prefix, out          string
 
 	data     string
 	url      string
@@ -63,6 +63,7 @@ func Command() *cobra.Command {
 	flags := cmd.Flags()
 	flags.IntVar(&o.users, "users", 1000, "how many accounts to make")
 	flags.IntVar(&o.pairs, "pairs", 0, "start direct conversations: the first with the second, the third with the fourth, …")
+	flags.IntVar(&o.circle, "circle", 0, "start direct conversations: everybody with the N people before and after, half of N each way")
 	flags.StringVar(&o.prefix, "prefix", "", "names are prefix-1, prefix-2, …; empty: a new one by chance")
 	flags.StringVar(&o.out, "out", "users.jsonl", "the file to write; the key goes beside it, both are readable by you alone")
 	flags.StringVar(&o.data, "data", ".parley", "the data folder of a running `parley dev`")
@@ -72,7 +73,7 @@ func Command() *cobra.Command {
 	flags.StringVar(&o.issuer, "issuer", "parley", "TOKEN_ISSUER of the deployment")
 	flags.StringVar(&o.audience, "audience", "parley", "TOKEN_AUDIENCE of the deployment")
 	flags.DurationVar(&o.life, "token-life", 10*time.Minute, "how long tokens are good; at most TOKEN_LIFE of the services")
-	flags.DurationVar(&o.wait, "wait", 2*time.Minute, "how long to wait until every service knows the people")
+	flags.DurationVar(&o.wait, "wait", 2*time.Minute, "how long to wait until every service knows the people, and for each conversation")
 	return cmd
 }
 
@@ -112,6 +113,9 @@ func run(ctx context.Context, o options, key string, out io.Writer) error {
 	if o.users < 2 || o.pairs < 0 || 2*o.pairs > o.users {
 		return errors.New("--users must be 2 or more, and twice --pairs")
 	}
+	if o.circle < 0 || o.circle%2 != 0 || o.circle >= o.users {
+		return errors.New("--circle must be even and below --users")
+	}
 	to, err := o.find(key)
 	if err != nil {
 		return err
@@ -128,11 +132,12 @@ func run(ctx context.Context, o options, key string, out io.Writer) error {
 		return err
 	}
 	made := time.Since(began)
-	if err := acquaint(ctx, o, to.url, people); err != nil {
+	started, err := acquaint(ctx, o, to.url, people, mint)
+	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%d accounts %s-1 … in %s, known everywhere after %s, %d conversations; written to %s and %s\n",
-		o.users, o.prefix, made.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), o.pairs, o.out, crowd.KeyPath(o.out))
+	_, err = fmt.Fprintf(out, "%d accounts %s-1 … in %s, ready after %s with %d conversations; written to %s and %s\n",
+		o.users, o.prefix, made.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), started, o.out, crowd.KeyPath(o.out))
 	return err
 }
 
