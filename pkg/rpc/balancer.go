@@ -107,13 +107,14 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 	}
 	now := time.Now()
 	start := b.next.Add(1)
+	most := b.mostWaiting(not)
 	var fallback *endpoint
 	for i := range n {
 		e := b.endpoints[(start+i)%n]
 		if e == not {
 			continue
 		}
-		if e.take(now) {
+		if e.waiting.Load() <= most && e.take(now) {
 			return e
 		}
 		if fallback == nil {
@@ -121,6 +122,21 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 		}
 	}
 	return fallback
+}
+
+// mostWaiting is how many calls may wait at an endpoint before the others are
+// preferred: one that froze gets no more, long before the first of its calls has
+// waited in vain. It is no balancing by load: whoever refuses quickly would get
+// the most.
+func (b *balancer) mostWaiting(not *endpoint) int64 {
+	const tolerated = 8
+	least := int64(-1)
+	for _, e := range b.endpoints {
+		if waiting := e.waiting.Load(); e != not && e.good() && (least < 0 || waiting < least) {
+			least = waiting
+		}
+	}
+	return tolerated + 2*max(least, 0)
 }
 
 func (b *balancer) count() int {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,6 +30,8 @@ type endpoint struct {
 	addr   string // ip:port
 	cfg    RemoteConfig
 
+	waiting atomic.Int64 // calls whose answer has not begun
+
 	mu        sync.Mutex
 	transport *http.Transport
 	replaceAt time.Time
@@ -39,6 +42,13 @@ type endpoint struct {
 
 func newEndpoint(t target, addr string, cfg RemoteConfig) *endpoint {
 	return &endpoint{scheme: t.scheme, host: t.host, addr: addr, cfg: cfg}
+}
+
+// good says that the endpoint has not failed since its last answer.
+func (e *endpoint) good() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.backoff == 0
 }
 
 // take says whether a call may go to the endpoint. One that was put aside gets a
@@ -93,7 +103,9 @@ func (e *endpoint) roundTrip(r *http.Request, body *heldBody) (*http.Response, e
 		out.Body = body.attempt()
 	}
 	began := time.Now()
+	e.waiting.Add(1)
 	res, err := e.current().RoundTrip(out)
+	e.waiting.Add(-1)
 	switch {
 	case err == nil:
 		e.answered()

@@ -57,3 +57,34 @@ func TestHangingNodeGetsFewCalls(t *testing.T) {
 	before = hung.calls.Load()
 	require.Eventually(t, func() bool { return call() && hung.calls.Load() > before+10 }, 20*time.Second, time.Millisecond, "it gets calls again")
 }
+
+// What froze gets no calls beyond a few, before anybody's patience has ended.
+func TestFrozenNodeHoldsUpFewCalls(t *testing.T) {
+	t.Parallel()
+	frozen, well := startNode(t, "frozen", "127.0.0.1:0"), startNode(t, "well", "127.0.0.1:0")
+	close(well.block)
+	dialer, err := rpc.Remote(map[string]string{"auth": "http://" + frozen.addr + ",http://" + well.addr}, rpc.RemoteConfig{})
+	require.NoError(t, err)
+	t.Cleanup(dialer.Close)
+	backend := dialer.Backend("auth")
+	var answered atomic.Int32
+	var callers sync.WaitGroup
+	const calls = 200
+	for n := range int32(calls) {
+		callers.Go(func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, backend.URL+"/wait", http.NoBody)
+			if err != nil {
+				return
+			}
+			res, err := backend.HTTP.Do(req)
+			if err == nil && res.Body.Close() == nil {
+				answered.Add(1)
+			}
+		})
+		require.Eventually(t, func() bool { return answered.Load()+frozen.calls.Load() > n }, 10*time.Second, time.Millisecond)
+	}
+	require.LessOrEqual(t, frozen.calls.Load(), int32(12))
+	close(frozen.block)
+	callers.Wait()
+	require.EqualValues(t, calls, answered.Load())
+}
