@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -24,7 +25,7 @@ const (
 	backoffCap  = 20 * time.Second
 	// repairTimeout bounds one Sync or ListEvents.
 	repairTimeout = 15 * time.Second
-	// tryTimeout bounds one try to send.
+	// tryTimeout bounds one try to send, unless the device is told otherwise.
 	tryTimeout = 5 * time.Second
 	// retryRenewal is the pause after a renewal that failed.
 	retryRenewal = 5 * time.Second
@@ -50,7 +51,7 @@ type DeviceConfig struct {
 	// ReconnectCap bounds the random pause between two tries to connect. 0: 20 s.
 	ReconnectCap time.Duration
 	// TryTimeout bounds one try of Send: what hangs is sent again, with the same
-	// client id. 0: only the caller's context bounds it.
+	// client id. 0: 5 s.
 	TryTimeout time.Duration
 }
 
@@ -366,7 +367,7 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 			return nil, err
 		}
 		res := &messagingv1.SendMessageResponse{}
-		err = sendOnce(ctx, conn, req, res)
+		err = d.sendOnce(ctx, conn, req, res)
 		if err == nil {
 			return res, nil
 		}
@@ -384,22 +385,10 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 
 // sendOnce is one try, which leaves time for others: a server that hangs must not
 // use up the patience of the caller.
-func sendOnce(ctx context.Context, conn *Conn, req *messagingv1.SendMessageRequest, res *messagingv1.SendMessageResponse) error {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+func (d *Device) sendOnce(ctx context.Context, conn *Conn, req *messagingv1.SendMessageRequest, res *messagingv1.SendMessageResponse) error {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(d.cfg.TryTimeout, tryTimeout))
 	defer cancel()
 	return conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
-}
-
-// try sends a message once.
-func (d *Device) try(ctx context.Context, conn *Conn, req *messagingv1.SendMessageRequest) (*messagingv1.SendMessageResponse, error) {
-	if d.cfg.TryTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d.cfg.TryTimeout)
-		defer cancel()
-	}
-	res := &messagingv1.SendMessageResponse{}
-	err := conn.Call(ctx, messagingv1connect.MessagingServiceSendMessageProcedure, req.GetConversationId(), req, res)
-	return res, err
 }
 
 func call(ctx context.Context, conn *Conn, procedure string, req, res proto.Message) error {

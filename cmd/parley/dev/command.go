@@ -97,7 +97,8 @@ func (r Ready) print(out io.Writer, asJSON bool) error {
 
 // run starts everything, tells that it is ready and waits for ctx or a failure.
 func run(ctx context.Context, o Options, environ []string, out io.Writer) error {
-	if err := os.MkdirAll(o.Data, 0o755); err != nil { //nolint:gosec // G301: the database runs as another user when we are root
+	// Open to all, because the database runs as another user when we are root.
+	if err := os.MkdirAll(o.Data, 0o755); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
 	if o.Fresh {
@@ -106,7 +107,10 @@ func run(ctx context.Context, o Options, environ []string, out io.Writer) error 
 		}
 	}
 	p, err := start(ctx, o, environ)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil && p == nil:
+		return nil // told to stop before it was ready
+	case err != nil:
 		return err
 	}
 	withdraw, err := announce(o.Data, p.ready)

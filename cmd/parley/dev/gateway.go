@@ -73,20 +73,18 @@ func (p *process) runGateway(ctx context.Context, g *gateway.Gateway, l net.List
 		defer stop()
 		var group errgroup.Group
 		group.Go(func() error { defer stop(); return g.Run(running, l) })
-		group.Go(func() error { defer stop(); return ended(running, revoked.Follow(running, bus)) })
+		group.Go(func() error {
+			defer stop()
+			if err := revoked.Follow(running, bus); running.Err() == nil {
+				return err
+			}
+			return nil // told to end
+		})
 		err = group.Wait()
 	}()
 	why := func() error { <-done; return err }
 	p.onStop(func() error { p.admin.Drain(); stop(); return why() })
 	p.watch("gateway", done, why)
-}
-
-// ended takes the error of something that ends when ctx does for none.
-func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func caughtUp(revoked *token.Revocations) error {

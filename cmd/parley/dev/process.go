@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -95,12 +96,14 @@ func start(ctx context.Context, o Options, environ []string) (_ *process, err er
 	if err := p.startGateway(life); err != nil {
 		return nil, err
 	}
-	p.admin.Started()
 	if err := p.awaitReady(starting); err != nil {
 		return nil, err
 	}
-	p.ready.Accounts, err = p.demoAccounts(starting)
-	return p, err
+	if p.ready.Accounts, err = p.demoAccounts(starting); err != nil {
+		return nil, err
+	}
+	p.admin.Started()
+	return p, nil
 }
 
 // onStop adds a step of the end.
@@ -109,8 +112,8 @@ func (p *process) onStop(end func() error) { p.ends = append(p.ends, end) }
 // stop ends all parts, the last started first.
 func (p *process) stop() error {
 	var err error
-	for i := len(p.ends) - 1; i >= 0; i-- {
-		err = errors.Join(err, p.ends[i]())
+	for _, end := range slices.Backward(p.ends) {
+		err = errors.Join(err, end())
 	}
 	p.ends = nil
 	return err
@@ -147,7 +150,7 @@ func (p *process) startTelemetry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resolve the data folder: %w", err)
 	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // G304: the folder is the developer's choice
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
@@ -241,28 +244,20 @@ func (p *process) startService(ctx context.Context, def service.Definition) erro
 	return nil
 }
 
-// awaitReady waits until every check of the admin port is good.
+// awaitReady waits until every check of the admin port is good. The port itself
+// says "starting" until the demo accounts are there as well.
 func (p *process) awaitReady(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.ready.Admin+"/readyz", nil)
-		if err != nil {
-			return fmt.Errorf("ask for readiness: %w", err)
-		}
-		res, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return fmt.Errorf("ask for readiness: %w", err)
-		}
-		body, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // only for the message below
-		_ = res.Body.Close()
-		if res.StatusCode == http.StatusOK {
+		checks := p.admin.Status(ctx).Checks
+		if !slices.ContainsFunc(slices.Collect(maps.Values(checks)), func(result string) bool { return result != "ok" }) {
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("not ready in time: %s", body)
+			return fmt.Errorf("not ready in time: %v", checks)
 		}
 	}
 }

@@ -36,7 +36,7 @@ var secretSettings = []string{
 func loadSecrets(dir string, domains []string) (*secrets, error) {
 	s := &secrets{Database: map[string]string{}, ServiceKeys: map[string][]byte{}, Settings: map[string]string{}}
 	path := filepath.Join(dir, "secrets.json")
-	raw, err := os.ReadFile(path) //nolint:gosec // G304: the folder is the developer's choice
+	raw, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -59,7 +59,10 @@ func loadSecrets(dir string, domains []string) (*secrets, error) {
 			s.Settings[name] = base64.StdEncoding.EncodeToString(random(32))
 		}
 	}
-	return s, s.save(path)
+	if err := s.save(path); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // save writes a new file and renames it over the old one, so that a crash
@@ -86,7 +89,8 @@ func (s *secrets) privateKey(domain string) ed25519.PrivateKey {
 func (s *secrets) callers() map[string]ed25519.PublicKey {
 	public := make(map[string]ed25519.PublicKey, len(s.ServiceKeys))
 	for name, seed := range s.ServiceKeys {
-		public[name] = ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey) //nolint:forcetypeassert // Public of an ed25519.PrivateKey returns an ed25519.PublicKey
+		// A private key is the seed followed by the public key (RFC 8032).
+		public[name] = ed25519.PublicKey(ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:])
 	}
 	return public
 }
