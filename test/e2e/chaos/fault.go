@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -62,7 +64,7 @@ func (w *world) inflict(ctx context.Context, r round) (mended time.Time, err err
 	case freeze:
 		return w.freeze(ctx, r)
 	case cut, hang:
-		return w.cut(ctx, r), nil
+		return w.cut(ctx, r)
 	case away:
 		return w.away(ctx, r)
 	case wipe:
@@ -113,29 +115,30 @@ func (w *world) freeze(ctx context.Context, r round) (time.Time, error) {
 		w.freezer(name).Resume()
 	}
 	mended := time.Now()
-	if !served && r.Targets[0][:3] == "mes" {
+	if !served && strings.HasPrefix(r.Targets[0], "messaging") {
 		return mended, fmt.Errorf("while %s was frozen, not every conversation went on: %s", r.Targets[0], w.crowd.missing(half))
 	}
 	return mended, nil
 }
 
-func (w *world) cut(ctx context.Context, r round) time.Time {
-	for i, name := range w.gateways() {
-		if name != r.Targets[0] {
-			continue
-		}
-		if r.Kind == cut {
-			w.sys.Bus[i].Cut()
-		} else {
-			w.sys.Bus[i].Hang()
-		}
-		pause(ctx, r.For)
-		w.sys.Bus[i].Heal()
+// cut breaks the network between the first target, a gateway, and NATS. Other
+// targets freeze meanwhile.
+func (w *world) cut(ctx context.Context, r round) (time.Time, error) {
+	way := w.sys.Bus[slices.Index(w.sys.GatewayNames(), r.Targets[0])]
+	if r.Kind == cut {
+		way.Cut()
+	} else {
+		way.Hang()
 	}
-	return time.Now()
+	defer way.Heal()
+	began := time.Now()
+	var err error
+	if len(r.Targets) > 1 {
+		_, err = w.freeze(ctx, round{Kind: freeze, Targets: r.Targets[1:], For: frozenFor})
+	}
+	pause(ctx, r.For-time.Since(began))
+	return time.Now(), err
 }
-
-func (w *world) gateways() []string { return []string{"gateway-1", "gateway-2"} }
 
 // away takes NATS away. Messages are accepted all the same, each at its first try
 // (save those under way in the moment of the kill), and the events that gathered

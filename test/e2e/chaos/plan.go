@@ -19,7 +19,7 @@ const (
 type round struct {
 	// Kind is the fault.
 	Kind kind
-	// Targets are names of processes and servers, or numbers of gateways.
+	// Targets are names of processes and servers.
 	Targets []string
 	// After is the pause before the fault, so that it strikes at any moment; For is
 	// how long it lasts.
@@ -123,20 +123,20 @@ func (p *planner) fill(r *round) {
 	}
 }
 
-// short is the plan of every day: each kind once, in about a minute and a half.
-// The seed chooses victims and moments.
+// short is the plan of every day, in about a minute: each kind once, a replica
+// freezes while a gateway is cut from NATS. The seed chooses victims and moments.
 func short(seed uint64) []round {
 	p := newPlanner(seed, 0)
+	one := func(names ...string) string { return names[p.random.IntN(len(names))] }
 	plan := []round{
 		{Kind: poison},
-		{Kind: kill, Targets: []string{[]string{"messaging-1", "messaging-2"}[p.random.IntN(2)], "redis"}, For: time.Second},
+		{Kind: kill, Targets: []string{one("messaging-1", "messaging-2"), "redis"}, For: time.Second},
 		{Kind: skew},
-		{Kind: kill, Targets: []string{[]string{"gateway-1", "gateway-2"}[p.random.IntN(2)], "auth", "user"}, For: time.Second},
-		{Kind: freeze, Targets: []string{[]string{"messaging-1", "messaging-2"}[p.random.IntN(2)]}, For: frozenFor},
+		{Kind: kill, Targets: []string{one("gateway-1", "gateway-2"), "auth", "user"}, For: time.Second},
 		{Kind: kill, Targets: []string{"postgres"}, For: time.Second},
-		{Kind: []kind{cut, hang}[p.random.IntN(2)]},
-		{Kind: wipe},
+		{Kind: []kind{cut, hang}[p.random.IntN(2)], Targets: []string{one("gateway-1", "gateway-2"), one("messaging-1", "messaging-2")}, For: cutFor},
 		{Kind: away},
+		{Kind: wipe},
 	}
 	for i := range plan {
 		plan[i].After = rand2(p.random, 0, 500*time.Millisecond)

@@ -34,7 +34,7 @@ func TestPlan(t *testing.T) {
 		for _, r := range short(1) {
 			kinds[r.Kind] = true
 		}
-		require.GreaterOrEqual(t, len(kinds), 7, "the short plan has either cut or hang")
+		require.Len(t, kinds, 6, "the short plan has either cut or hang, and freezes meanwhile")
 	})
 	t.Run("LongOutageOnce", func(t *testing.T) {
 		t.Parallel()

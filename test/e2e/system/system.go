@@ -87,6 +87,18 @@ func (s *System) Process(name string) *Process {
 	return s.processes[i]
 }
 
+// GatewayNames are the names of the gateways' processes, in the order of Gateways
+// and Bus.
+func (s *System) GatewayNames() []string {
+	var names []string
+	for _, p := range s.processes {
+		if strings.HasPrefix(p.Name, "gateway") {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
 // AwaitReady waits until every process says that it is ready.
 func (s *System) AwaitReady() {
 	s.t.Helper()
