@@ -42,9 +42,20 @@ test: test-unit test-e2e ## Run all tests: each package, then the whole system
 test-unit: build-stack ## Run the tests of the packages
 	@$(with_stack) go test $(race) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT)
 
+# One package after the other: late looks like broken to both.
 .PHONY: test-e2e
 test-e2e: build-parley build-stack ## Run the whole-system tests
-	@$(with_stack) go test -count=1 -timeout=15m $(TESTFLAGS) $(E2E)
+	@$(with_stack) go test -p=1 -count=1 -timeout=15m $(TESTFLAGS) $(E2E)
+
+# RESULT=file keeps the raw figures.
+DURATION ?= 10m
+SEED ?= 1
+RESULT ?=
+.PHONY: chaos
+chaos: build-stack ## Break the whole system at random, under load; DURATION=10m SEED=1
+	@tools/postgres/ensure >/dev/null; \
+	PARLEY_CHAOS_DURATION=$(DURATION) PARLEY_CHAOS_SEED=$(SEED) PARLEY_CHAOS_RESULT=$(abspath $(RESULT)) \
+		go test -count=1 -timeout=24h -v -run '^TestChaos$$' ./test/e2e/chaos
 
 .PHONY: test-race
 test-race: ## Run the tests of the packages with the race detector
