@@ -53,6 +53,7 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 	for n := range syncers {
 		rt.Go(fmt.Sprintf("syncer %d", n+1), s.syncs.run)
 	}
+	rt.Go("horizon", s.keepHorizon)
 	rt.Go("receipts", s.receipts.run)
 	rt.Go("metrics", func(ctx context.Context) error { return m.observe(ctx, s.waiting) })
 	rt.Handle(messagingv1connect.NewMessagingServiceHandler(s, rt.Options()...))

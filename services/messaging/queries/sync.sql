@@ -8,6 +8,10 @@
 -- transaction anywhere in the cluster holds xmin back: until it ends, Syncs tell
 -- some conversations again, which is harmless.
 --
+-- Nor does the next cursor pass sync_horizon. An id above it that rolled back may be
+-- given out a second time after a crash, and then belong to a message that a cursor
+-- beyond it would never ask for.
+--
 -- A cursor of another cluster, timeline or operator's number, or from beyond this
 -- snapshot, says nothing here: that caller starts from the beginning (reset). The
 -- timeline is read from the name of the WAL file, which is right as soon as a
@@ -20,7 +24,8 @@ WITH server AS MATERIALIZED (
             (SELECT system_identifier FROM pg_control_system()),
             substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
             @operator_epoch::bigint) AS epoch,
-        pg_snapshot_xmin(pg_current_snapshot()) AS xmin,
+        least(pg_snapshot_xmin(pg_current_snapshot()),
+            coalesce((SELECT xid FROM sync_horizon), '0'::xid8)) AS xmin,
         pg_snapshot_xmax(pg_current_snapshot()) AS xmax
 ), asked AS (
     SELECT a.*, s.epoch AS server_epoch, s.xmin,

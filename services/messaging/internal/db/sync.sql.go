@@ -17,7 +17,8 @@ WITH server AS MATERIALIZED (
             (SELECT system_identifier FROM pg_control_system()),
             substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
             $1::bigint) AS epoch,
-        pg_snapshot_xmin(pg_current_snapshot()) AS xmin,
+        least(pg_snapshot_xmin(pg_current_snapshot()),
+            coalesce((SELECT xid FROM sync_horizon), '0'::xid8)) AS xmin,
         pg_snapshot_xmax(pg_current_snapshot()) AS xmax
 ), asked AS (
     SELECT a.ord, a.user_id, a.epoch, a.since, a.next, a.page_xid, a.page_id, a.page_size, s.epoch AS server_epoch, s.xmin,
@@ -92,6 +93,10 @@ type SyncChangesRow struct {
 // transaction with that id or a higher one, however late it commits. A long writing
 // transaction anywhere in the cluster holds xmin back: until it ends, Syncs tell
 // some conversations again, which is harmless.
+//
+// Nor does the next cursor pass sync_horizon. An id above it that rolled back may be
+// given out a second time after a crash, and then belong to a message that a cursor
+// beyond it would never ask for.
 //
 // A cursor of another cluster, timeline or operator's number, or from beyond this
 // snapshot, says nothing here: that caller starts from the beginning (reset). The
