@@ -208,23 +208,37 @@ func (c *crowd) refusals() error {
 // serves says whether the system serves everybody since a moment: each device has
 // sent a message after it and got its acknowledgement, and all devices of the
 // conversation show it.
-func (c *crowd) serves(since time.Time) bool {
+func (c *crowd) serves(since time.Time) bool { return c.gaps(since) == gaps{} }
+
+// upToDate says whether every device shows every message that was acknowledged to
+// anybody.
+func (c *crowd) upToDate() bool { return c.gaps(time.Time{}).behind == 0 }
+
+// gaps are how many devices got no acknowledgement of a message that they sent
+// after a moment, and how many do not show what was acknowledged to others.
+type gaps struct{ unproven, behind int }
+
+func (g gaps) String() string {
+	return fmt.Sprintf("%d devices got no acknowledgement, %d do not show what was acknowledged", g.unproven, g.behind)
+}
+
+func (c *crowd) gaps(since time.Time) (g gaps) {
 	for _, k := range c.talks {
 		var head int64
 		for _, d := range k.devices {
 			seq, ok := d.provenSince(since)
 			if !ok {
-				return false
+				g.unproven++
 			}
 			head = max(head, seq)
 		}
 		for _, d := range k.devices {
 			if d.head() < head {
-				return false
+				g.behind++
 			}
 		}
 	}
-	return true
+	return g
 }
 
 // talksSince says whether in each conversation somebody has sent a message after a
@@ -241,27 +255,6 @@ func (c *crowd) talksSince(since time.Time) bool {
 		}
 	}
 	return true
-}
-
-// missing says in words why the system does not serve.
-func (c *crowd) missing(since time.Time) string {
-	var unproven, behind int
-	for _, k := range c.talks {
-		var head int64
-		for _, d := range k.devices {
-			seq, ok := d.provenSince(since)
-			if !ok {
-				unproven++
-			}
-			head = max(head, seq)
-		}
-		for _, d := range k.devices {
-			if d.head() < head {
-				behind++
-			}
-		}
-	}
-	return fmt.Sprintf("%d devices got no acknowledgement, %d do not show what was acknowledged", unproven, behind)
 }
 
 // quiet stops the load, waits until every device shows all, and runs judge.
@@ -282,6 +275,20 @@ func (c *crowd) quiet(ctx context.Context, judge func() error) error {
 		}
 	}
 	return judge()
+}
+
+// silently stops the load in the middle of a fault, so that the last messages of
+// each conversation have no successor, mends the fault, and waits.
+func (c *crowd) silently(mend func(), wait func(mended time.Time) error) (mended time.Time, err error) {
+	c.gate.Lock()
+	defer func() {
+		c.lastAck.Store(time.Now().UnixNano())
+		c.gate.Unlock()
+	}()
+	mended = time.Now()
+	mend()
+	err = wait(mended)
+	return time.Now(), err
 }
 
 // readLogs reads what is new in every member's log.

@@ -116,7 +116,7 @@ func (w *world) freeze(ctx context.Context, r round) (time.Time, error) {
 	}
 	mended := time.Now()
 	if !served && strings.HasPrefix(r.Targets[0], "messaging") {
-		return mended, fmt.Errorf("while %s was frozen, not every conversation went on: %s", r.Targets[0], w.crowd.missing(half))
+		return mended, fmt.Errorf("while %s was frozen, not every conversation went on: %s", r.Targets[0], w.crowd.gaps(half))
 	}
 	return mended, nil
 }
@@ -130,14 +130,24 @@ func (w *world) cut(ctx context.Context, r round) (time.Time, error) {
 	} else {
 		way.Hang()
 	}
-	defer way.Heal()
 	began := time.Now()
 	var err error
 	if len(r.Targets) > 1 {
 		_, err = w.freeze(ctx, round{Kind: freeze, Targets: r.Targets[1:], For: frozenFor})
 	}
 	pause(ctx, r.For-time.Since(began))
-	return time.Now(), err
+	mended, serr := w.crowd.silently(way.Heal, func(mended time.Time) error {
+		// Nobody says anything any more that would show what is missing.
+		if !until(ctx, w.crowd.upToDate) {
+			return fmt.Errorf("after %s of silence, %s", patience, w.crowd.gaps(time.Time{}))
+		}
+		w.repaired = time.Since(mended)
+		if w.cfg.Duration > 0 && w.repaired > w.cfg.IdleInterval {
+			return fmt.Errorf("every device was right only after %s, the idle interval is %s", w.repaired, w.cfg.IdleInterval)
+		}
+		return nil
+	})
+	return mended, errors.Join(err, serr)
 }
 
 // away takes NATS away. Messages are accepted all the same, each at its first try

@@ -3,6 +3,8 @@ package chaos
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -29,10 +31,7 @@ type round struct {
 }
 
 func (r round) String() string {
-	text := string(r.Kind)
-	for _, name := range r.Targets {
-		text += " " + name
-	}
+	text := strings.Join(append([]string{string(r.Kind)}, r.Targets...), " ")
 	if r.Offset != 0 {
 		text += fmt.Sprintf(" by %s", r.Offset)
 	}
@@ -59,13 +58,15 @@ type planner struct {
 	random *rand.Rand
 	// once are the kinds of which every run has at least one, in a random order.
 	once []kind
-	n    int
+	// victims are dealt like cards, so that nobody is spared for long.
+	victims []string
+	n       int
 	// longAway is how long NATS is away the first time.
 	longAway time.Duration
 }
 
 func newPlanner(seed uint64, longAway time.Duration) *planner {
-	p := &planner{random: rand.New(rand.NewPCG(seed, seed)), longAway: longAway} //nolint:gosec // G404: it has to be repeatable
+	p := &planner{random: rand.New(rand.NewPCG(seed, seed)), longAway: longAway}
 	p.once = []kind{wipe, away, poison, skew, skew, cut, hang, freeze}
 	p.random.Shuffle(len(p.once), func(i, j int) { p.once[i], p.once[j] = p.once[j], p.once[i] })
 	return p
@@ -97,8 +98,8 @@ func (p *planner) fill(r *round) {
 	switch r.Kind {
 	case kill:
 		r.For = rand2(p.random, 200*time.Millisecond, 3*time.Second)
-		r.Targets = one(killable...)
-		if p.random.IntN(4) == 0 { // two of a kind, or of two, at once
+		r.Targets = []string{p.victim()}
+		if p.random.IntN(4) == 0 { // two at once
 			if other := one(killable...); other[0] != r.Targets[0] {
 				r.Targets = append(r.Targets, other...)
 			}
@@ -121,6 +122,17 @@ func (p *planner) fill(r *round) {
 			r.Offset = -hour
 		}
 	}
+}
+
+// victim deals the next card.
+func (p *planner) victim() string {
+	if len(p.victims) == 0 {
+		p.victims = slices.Clone(killable)
+		p.random.Shuffle(len(p.victims), func(i, j int) { p.victims[i], p.victims[j] = p.victims[j], p.victims[i] })
+	}
+	name := p.victims[0]
+	p.victims = p.victims[1:]
+	return name
 }
 
 // short is the plan of every day, in about a minute: each kind once, a replica

@@ -13,14 +13,16 @@ func TestPlan(t *testing.T) {
 
 	t.Run("SameSeedSameRounds", func(t *testing.T) {
 		t.Parallel()
-		require.Equal(t, plan(7), plan(7))
-		require.NotEqual(t, plan(7), plan(8))
-		require.Equal(t, short(7), short(7))
+		first, again := plan(7), plan(7)
+		require.Equal(t, first, again)
+		require.NotEqual(t, first, plan(8))
+		first, again = short(7), short(7)
+		require.Equal(t, first, again)
 	})
 	t.Run("EveryKindAndEveryVictimHasItsTurn", func(t *testing.T) {
 		t.Parallel()
 		kinds, killed := map[kind]bool{}, map[string]bool{}
-		for _, r := range plan(1) {
+		for _, r := range plan(1)[:18] { // some ten minutes
 			kinds[r.Kind] = true
 			for _, name := range r.Targets {
 				killed[name] = killed[name] || r.Kind == kill

@@ -55,6 +55,9 @@ func (r Report) JSON() string {
 func (r Result) String() string {
 	text := fmt.Sprintf("%3d  %-48s recovered %5.1f s  settled %5.1f s  silence %4.1f s  acked %6d  retried %4d  judged %7d",
 		r.Round, r.Fault, r.Recovery, r.Settled, r.Silence, r.Acked, r.Retried, r.Messages)
+	if r.Repair > 0 {
+		text += fmt.Sprintf("  right after %.1f s of silence", r.Repair)
+	}
 	if len(r.Wrong) > 0 {
 		text += "\n     WRONG: " + strings.Join(r.Wrong, "\n     ")
 	}
@@ -78,7 +81,7 @@ func machine() string {
 
 // fieldOf reads "name : value" from a file of /proc; empty elsewhere.
 func fieldOf(path, name string) string {
-	raw, err := os.ReadFile(path) //nolint:gosec // G304: of /proc
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return ""
 	}

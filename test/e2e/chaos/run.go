@@ -38,6 +38,9 @@ type Result struct {
 	// witness had been told of everything.
 	Recovery float64 `json:"recovery_s"`
 	Settled  float64 `json:"settled_s"`
+	// Repair is, after a cut, the time until every device showed everything though
+	// nobody sent anything any more.
+	Repair float64 `json:"repair_s,omitempty"`
 	// Silence is the longest time without any acknowledgement, in the round.
 	Silence float64 `json:"longest_silence_s"`
 	// Acked and Retried are messages in the round, with what failed at first tries.
@@ -63,6 +66,9 @@ type world struct {
 	hopeless, curable       []string
 	// backlog is when NATS was away in this round.
 	backlog *window
+	// repaired is how long after a cut, in this round, devices took to be right
+	// though nobody said anything.
+	repaired time.Duration
 }
 
 // Run starts the system, breaks it round by round, and reports every promise that
@@ -76,7 +82,7 @@ func Run(t testing.TB, cfg Config) []Result {
 	w.crowd.start(t, cfg.Rate)
 	begun := time.Now()
 	if !until(t.Context(), func() bool { return w.crowd.serves(begun) }) {
-		t.Fatalf("the system does not serve at all: %s", w.crowd.missing(begun))
+		t.Fatalf("the system does not serve at all: %s", w.crowd.gaps(begun))
 	}
 	var results []Result
 	for _, r := range rounds(cfg) {
@@ -140,7 +146,7 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	}
 	acked, retried := w.crowd.acked.Load(), w.crowd.retried.Load()
 	w.crowd.longest.Store(0)
-	w.backlog = nil
+	w.backlog, w.repaired = nil, 0
 
 	if r.Kind == wipe {
 		// Dead letters are in what is wiped. Those of real events come again with
@@ -152,11 +158,12 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	recovered := until(ctx, func() bool { return w.crowd.serves(mended) })
 	res.Recovery = time.Since(mended).Seconds()
 	if !recovered {
-		wrong(fmt.Errorf("%s after the fault: %s", patience, w.crowd.missing(mended)))
+		wrong(fmt.Errorf("%s after the fault: %s", patience, w.crowd.gaps(mended)))
 	} else if res.Recovery > w.cfg.RecoverWithin.Seconds() {
 		wrong(fmt.Errorf("the recovery took %.1f s, more than %s", res.Recovery, w.cfg.RecoverWithin))
 	}
 	w.sys.AwaitReady()
+	res.Repair = w.repaired.Seconds()
 	res.Silence = time.Duration(w.crowd.longest.Load()).Seconds()
 	res.Acked, res.Retried = w.crowd.acked.Load()-acked, w.crowd.retried.Load()-retried
 	wrong(w.crowd.quiet(ctx, func() error {

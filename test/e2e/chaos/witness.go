@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -194,7 +195,7 @@ func (w *witness) parked(ctx context.Context, service, key string) error {
 		return false
 	})
 	if !found {
-		return fmt.Errorf("%s did not park the poisoned event within %s (%v)", service, patience, err)
+		return errors.Join(fmt.Errorf("%s did not park the poisoned event within %s", service, patience), err)
 	}
 	return nil
 }
@@ -212,7 +213,7 @@ func (w *witness) cure(ctx context.Context, keys []string) error {
 	for _, key := range keys {
 		var told int
 		if !until(ctx, func() bool { told, err = w.toldOf(ctx, key); return told > 0 }) || told != 1 {
-			return fmt.Errorf("after the replay the witness was told %d times of a cured event (%v)", told, err)
+			return errors.Join(fmt.Errorf("after the replay the witness was told %d times of a cured event", told), err)
 		}
 	}
 	return nil
