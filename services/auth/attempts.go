@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strconv"
 	"sync"
 	"time"
@@ -25,8 +26,9 @@ const (
 	attemptLease = 30 * time.Second
 	// busyRetryAfter is the advice when only attempts under way are in the way.
 	busyRetryAfter = time.Second
-	// redisPatience is the longest wait for Redis before this process counts alone.
-	redisPatience = 250 * time.Millisecond
+	// redisPatience is the longest wait for Redis before this process judges alone. A server that is gone
+	// says so at once; this is for one that hangs, or is slow because everything is.
+	redisPatience = time.Second
 	// localSubjects bounds the memory of counting alone: about 100 bytes each.
 	localSubjects = 50_000
 )
@@ -36,8 +38,9 @@ var attemptsScript string
 
 // attempts limits how often a password may be guessed. An attempt takes its place before the password is
 // compared and tells afterwards how it went, so a thousand guesses at the same moment are not a
-// thousand allowed ones. All replicas count together in Redis; while Redis is away each counts alone in
-// memory: a guesser then gets the limit once per replica, and nobody is locked out.
+// thousand allowed ones. All replicas count together in Redis, and each also counts what it sees itself:
+// while Redis is away that count decides. A guesser then gets the limit once per replica, and nobody is
+// locked out.
 type attempts struct {
 	redis  rueidis.Client
 	script *rueidis.Lua
@@ -69,23 +72,16 @@ type subject struct {
 type attempt struct {
 	of       *attempts
 	subjects []subject
-	shared   bool
 }
 
 // begin takes a place with every subject, or with none and returns RATE_LIMITED.
 func (a *attempts) begin(ctx context.Context, subjects ...subject) (*attempt, error) {
-	taken := &attempt{of: a, shared: a.redis != nil}
+	taken := &attempt{of: a}
 	for _, s := range subjects {
 		if s.limit <= 0 {
 			continue
 		}
-		verdict, err := a.step(ctx, taken.shared, s, stepOpen, 0)
-		if err != nil {
-			// Places taken in Redis so far run out by their lease; from here on this attempt counts here.
-			a.log.WarnContext(ctx, "attempts are counted by this process alone", "error", err)
-			taken.shared = false
-			verdict = a.stepLocal(a.clock.Now(), s, stepOpen, 0)
-		}
+		verdict := a.step(ctx, s, stepOpen, 0)
 		if verdict.code != attemptAllowed {
 			taken.settle(ctx, attemptVoid)
 			return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted,
@@ -118,11 +114,7 @@ func (t *attempt) settle(ctx context.Context, result attemptResult) {
 		case result == attemptSucceeded && s.forgiven:
 			add = clearFailures
 		}
-		if _, err := t.of.step(ctx, t.shared, s, stepClose, add); err != nil {
-			// Redis went away in between: the failure must count all the same.
-			t.of.log.WarnContext(ctx, "an attempt is counted by this process alone", "error", err)
-			t.of.stepLocal(t.of.clock.Now(), s, stepClose, add)
-		}
+		t.of.step(ctx, s, stepClose, add)
 	}
 }
 
@@ -146,15 +138,30 @@ const (
 	attemptBusy int64 = 2
 )
 
-func (a *attempts) step(ctx context.Context, shared bool, s subject, step string, add int) (attemptVerdict, error) {
-	now := a.clock.Now()
-	if !shared {
-		return a.stepLocal(now, s, step, add), nil
+// step counts in Redis, which decides, and notes the same here; or counts here alone.
+func (a *attempts) step(ctx context.Context, s subject, step string, add int) attemptVerdict {
+	if a.redis == nil {
+		return a.stepLocal(a.clock.Now(), s, step, add)
 	}
+	verdict, err := a.stepShared(ctx, s, step, add)
+	switch {
+	case err != nil:
+		// A place taken in Redis before runs out by its lease.
+		a.log.WarnContext(ctx, "attempts are counted by this process alone", "error", err)
+		return a.stepLocal(a.clock.Now(), s, step, add)
+	case step == stepClose:
+		a.stepLocal(a.clock.Now(), s, stepClose, add)
+	case verdict.code == attemptAllowed:
+		a.stepLocal(a.clock.Now(), subject{key: s.key, limit: math.MaxInt}, stepOpen, 0) // noted, whatever stood here
+	}
+	return verdict
+}
+
+func (a *attempts) stepShared(ctx context.Context, s subject, step string, add int) (attemptVerdict, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisPatience)
 	defer cancel()
 	reply, err := a.script.Exec(ctx, a.redis, []string{"auth:attempts:" + s.key}, []string{
-		step, millis(now.UnixMilli()), millis(attemptWindow.Milliseconds()), millis(attemptLease.Milliseconds()),
+		step, millis(a.clock.Now().UnixMilli()), millis(attemptWindow.Milliseconds()), millis(attemptLease.Milliseconds()),
 		strconv.Itoa(s.limit), strconv.Itoa(add),
 	}).AsIntSlice()
 	if err != nil {

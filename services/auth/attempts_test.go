@@ -146,6 +146,20 @@ func TestAttemptsWithoutRedis(t *testing.T) {
 		_, err := a.begin(t.Context(), anna)
 		require.Equal(t, errorv1.Reason_REASON_RATE_LIMITED, rpc.ReasonOf(err))
 	})
+	t.Run("KnowInMemoryWhatRedisCounted", func(t *testing.T) {
+		t.Parallel()
+		server := testkit.PrivateRedis(t)
+		a := newAttempts(connectRedis(t, server.URL), clk, slog.Default())
+		anna := subject{key: "anna", limit: 2}
+		for range 2 {
+			attempt, err := a.begin(t.Context(), anna)
+			require.NoError(t, err)
+			attempt.settle(t.Context(), attemptFailed)
+		}
+		server.Stop()
+		_, err := a.begin(t.Context(), anna)
+		require.Equal(t, errorv1.Reason_REASON_RATE_LIMITED, rpc.ReasonOf(err))
+	})
 	t.Run("MemoryIsBounded", func(t *testing.T) {
 		t.Parallel()
 		a := newAttempts(nil, clk, slog.New(slog.DiscardHandler))
