@@ -43,6 +43,7 @@ test-unit: build-stack ## Run the tests of the packages
 	@$(with_stack) go test $(race) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT)
 
 # One package after the other: late looks like broken to both.
+# One package at a time: each starts whole systems, and late looks like broken.
 .PHONY: test-e2e
 test-e2e: build-parley build-stack ## Run the whole-system tests
 	@$(with_stack) go test -p=1 -count=1 -timeout=15m $(TESTFLAGS) $(E2E)
