@@ -25,6 +25,7 @@ ALTER ROLE :"role" SET statement_timeout = '30s';
 ALTER ROLE :"role" SET timezone = 'UTC';
 -- One plan per prepared statement, for all parameters.
 ALTER ROLE :"role" SET plan_cache_mode = 'force_generic_plan';
+ALTER ROLE :"role" SET enable_seqscan = 'off';
 
 CREATE SCHEMA IF NOT EXISTS :"service" AUTHORIZATION :"role";
 REVOKE ALL ON SCHEMA :"service" FROM PUBLIC;

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -177,11 +178,19 @@ WHERE outbox.created_at BETWEEN $4 AND $5
   AND outbox.created_at = m.created_at AND outbox.id = m.id
   AND outbox.published_at IS NULL`
 
+// lazyCommitSQL has the transaction commit without waiting for the disk.
+const lazyCommitSQL = `SELECT set_config('synchronous_commit', 'off', true)`
+
+// mark does not wait for the disk: a mark that a crash of the database takes back
+// has the relay publish the row once more, and listeners know it. So marks do not
+// compete with sends for the flushes of the log. One batch is one transaction.
 func (o *Outbox) mark(ctx context.Context, rows []Row) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := o.pool.Exec(ctx, markSQL, markArgs(o.clock.Now(), rows)...)
-	if err != nil {
+	batch := &pgx.Batch{}
+	batch.Queue(lazyCommitSQL)
+	batch.Queue(markSQL, markArgs(o.clock.Now(), rows)...)
+	if err := o.pool.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("mark outbox rows: %w", err)
 	}
 	return nil

@@ -31,6 +31,9 @@ var roleSettings = [][2]string{
 	// Every statement is prepared and finds its rows by an index, so one plan fits
 	// all parameters; planning anew cost the group commit a fifth of its CPU time.
 	{"plan_cache_mode", "force_generic_plan"},
+	// Such a plan may be made while a table is still empty and would then read all
+	// of it, long after it has grown.
+	{"enable_seqscan", "off"},
 	{"timezone", "UTC"},
 }
 
