@@ -200,12 +200,8 @@ func run(ctx context.Context, def Definition, c Config, d Deps, tel *telemetry.T
 	tel.Log.InfoContext(ctx, "admin port", "service", def.Name, "address", adminListener.Addr().String())
 
 	err = func() error {
-		var err error
-		if d.Listener, err = lc.Listen(ctx, "tcp", c.Listen); err != nil {
-			return fmt.Errorf("listen on %sLISTEN: %w", Prefix(def.Name), err)
-		}
-		running, err := Start(ctx, def, d)
-		if err != nil {
+		running, err := startPatiently(ctx, def, c, d)
+		if err != nil || running == nil {
 			return err
 		}
 		d.Admin.Started()
@@ -213,6 +209,36 @@ func run(ctx context.Context, def Definition, c Config, d Deps, tel *telemetry.T
 	}()
 	stopAdmin()
 	return errors.Join(err, <-adminDone)
+}
+
+// startRetry is the pause between two starts while the database is away.
+const startRetry = 500 * time.Millisecond
+
+// startPatiently starts the service as soon as its database is there: a setup may
+// read from it. A process that ended instead would be started again by its
+// supervisor, ever more slowly. nil without an error: ctx has ended first.
+func startPatiently(ctx context.Context, def Definition, c Config, d Deps) (*Running, error) {
+	var lc net.ListenConfig
+	for tries := 0; ; tries++ {
+		var err error
+		if d.Listener, err = lc.Listen(ctx, "tcp", c.Listen); err != nil {
+			return nil, fmt.Errorf("listen on %sLISTEN: %w", Prefix(def.Name), err)
+		}
+		running, err := Start(ctx, def, d)
+		if err == nil || !postgres.IsUnavailable(err) {
+			return running, err
+		}
+		if tries%20 == 0 {
+			d.Log.WarnContext(ctx, "waiting for the database", "service", def.Name, "error", err)
+		}
+		timer := time.NewTimer(startRetry)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, nil //nolint:nilnil // told to end before it began
+		}
+	}
 }
 
 // openRedis returns nil where none is configured, and a client that is still

@@ -23,7 +23,7 @@ const (
 )
 
 // longOutage is from how long on a run can afford NATS to be away for longAway.
-const longOutage, longAway = 20 * time.Minute, 5 * time.Minute
+const longOutage, longAway = 15 * time.Minute, 5 * time.Minute
 
 // TestChaos breaks the system round by round while people talk. Every day that is
 // the short plan, with deadlines that bear a busy machine.

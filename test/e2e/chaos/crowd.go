@@ -216,10 +216,17 @@ func (c *crowd) upToDate() bool { return c.gaps(time.Time{}).behind == 0 }
 
 // gaps are how many devices got no acknowledgement of a message that they sent
 // after a moment, and how many do not show what was acknowledged to others.
-type gaps struct{ unproven, behind int }
+type gaps struct {
+	unproven, behind int
+	example          string
+}
 
 func (g gaps) String() string {
-	return fmt.Sprintf("%d devices got no acknowledgement, %d do not show what was acknowledged", g.unproven, g.behind)
+	text := fmt.Sprintf("%d devices got no acknowledgement, %d do not show what was acknowledged", g.unproven, g.behind)
+	if g.example != "" {
+		text += ", such as " + g.example
+	}
+	return text
 }
 
 func (c *crowd) gaps(since time.Time) (g gaps) {
@@ -229,12 +236,14 @@ func (c *crowd) gaps(since time.Time) (g gaps) {
 			seq, ok := d.provenSince(since)
 			if !ok {
 				g.unproven++
+				g.example = d.name + " (" + d.state() + ")"
 			}
 			head = max(head, seq)
 		}
 		for _, d := range k.devices {
 			if d.head() < head {
 				g.behind++
+				g.example = fmt.Sprintf("%s (%s), at %d of %d", d.name, d.state(), d.head(), head)
 			}
 		}
 	}

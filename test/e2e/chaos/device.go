@@ -107,6 +107,21 @@ func (d *device) head() int64 {
 	return d.shown[len(d.shown)-1].Seq
 }
 
+// ended is a context that waits for nothing.
+var ended = func() context.Context {
+	ctx, cancel := context.WithDeadline(context.Background(), time.Unix(0, 0))
+	cancel()
+	return ctx
+}()
+
+// state says in a word whether the device has a connection.
+func (d *device) state() string {
+	if _, err := d.Connected(ended); err != nil {
+		return "not connected"
+	}
+	return "connected"
+}
+
 // view is all that the device showed.
 func (d *device) view() []history.Entry {
 	d.mu.Lock()

@@ -58,6 +58,9 @@ func (r Result) String() string {
 	if r.Repair > 0 {
 		text += fmt.Sprintf("  right after %.1f s of silence", r.Repair)
 	}
+	if r.Recovery > 3 { // of interest
+		text += "  last: " + r.Last
+	}
 	if len(r.Wrong) > 0 {
 		text += "\n     WRONG: " + strings.Join(r.Wrong, "\n     ")
 	}

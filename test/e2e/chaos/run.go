@@ -38,6 +38,8 @@ type Result struct {
 	// witness had been told of everything.
 	Recovery float64 `json:"recovery_s"`
 	Settled  float64 `json:"settled_s"`
+	// Last is what was missing last.
+	Last string `json:"last_missing,omitempty"`
 	// Repair is, after a cut, the time until every device showed everything though
 	// nobody sent anything any more.
 	Repair float64 `json:"repair_s,omitempty"`
@@ -155,7 +157,13 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	}
 	mended, err := w.inflict(ctx, r)
 	wrong(err)
-	recovered := until(ctx, func() bool { return w.crowd.serves(mended) })
+	recovered := until(ctx, func() bool {
+		g := w.crowd.gaps(mended)
+		if g != (gaps{}) {
+			res.Last = g.String()
+		}
+		return g == gaps{}
+	})
 	res.Recovery = time.Since(mended).Seconds()
 	if !recovered {
 		wrong(fmt.Errorf("%s after the fault: %s", patience, w.crowd.gaps(mended)))
