@@ -26,6 +26,8 @@ ALTER ROLE :"role" SET timezone = 'UTC';
 -- One plan per prepared statement, for all parameters.
 ALTER ROLE :"role" SET plan_cache_mode = 'force_generic_plan';
 ALTER ROLE :"role" SET enable_seqscan = 'off';
+-- Compiling a plan takes longer than any statement of ours.
+ALTER ROLE :"role" SET jit = 'off';
 
 CREATE SCHEMA IF NOT EXISTS :"service" AUTHORIZATION :"role";
 REVOKE ALL ON SCHEMA :"service" FROM PUBLIC;

@@ -89,7 +89,7 @@ func TestEnsureService(t *testing.T) {
 		alpha := open(t, db.URL("alpha"))
 		for setting, want := range map[string]string{
 			"idle_in_transaction_session_timeout": "10s", "lock_timeout": "5s", "statement_timeout": "30s", "timezone": "UTC",
-			"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off",
+			"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off",
 		} {
 			var got string
 			require.NoError(t, alpha.QueryRow(t.Context(), `SELECT current_setting($1)`, setting).Scan(&got))

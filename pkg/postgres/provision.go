@@ -34,6 +34,9 @@ var roleSettings = [][2]string{
 	// Such a plan may be made while a table is still empty and would then read all
 	// of it, long after it has grown.
 	{"enable_seqscan", "off"},
+	// A plan that cannot do without a sequential scan has a cost without measure
+	// then, and compiling it takes seconds for a statement of a millisecond.
+	{"jit", "off"},
 	{"timezone", "UTC"},
 }
 

@@ -25,7 +25,7 @@ WITH server AS MATERIALIZED (
             substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
             @operator_epoch::bigint) AS epoch,
         least(pg_snapshot_xmin(pg_current_snapshot()),
-            coalesce((SELECT xid FROM sync_horizon), '0'::xid8)) AS xmin,
+            coalesce((SELECT xid FROM sync_horizon WHERE only_row), '0'::xid8)) AS xmin,
         pg_snapshot_xmax(pg_current_snapshot()) AS xmax
 ), asked AS (
     SELECT a.*, s.epoch AS server_epoch, s.xmin,
