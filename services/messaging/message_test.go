@@ -342,11 +342,14 @@ func TestSendMessageOverloaded(t *testing.T) {
 	defer release()
 	const n = 8
 	results := make(chan error, n)
-	for range n {
-		go func() {
-			_, err := a.SendMessage(context.WithoutCancel(t.Context()), message(id, "crowd"))
-			results <- err
-		}()
+	send := func() {
+		_, err := a.SendMessage(context.WithoutCancel(t.Context()), message(id, "crowd"))
+		results <- err
+	}
+	go send()
+	w.untilWaiting(1) // it is in its transaction, and out of the queue
+	for range n - 1 {
+		go send()
 	}
 	// One is in its transaction, two wait, five are refused: at once.
 	for range n - 3 {
