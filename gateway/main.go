@@ -9,9 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/parleychat/parley/pkg/admin"
@@ -96,23 +93,7 @@ func printConfig(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, f := range fields {
-		state := "default " + f.Default
-		switch {
-		case f.Required:
-			state = "required"
-		case f.Default == "":
-			state = "may be empty"
-		}
-		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.Type, state, f.Doc); err != nil {
-			return fmt.Errorf("print the configuration: %w", err)
-		}
-	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("print the configuration: %w", err)
-	}
-	return nil
+	return config.Print(out, fields)
 }
 
 // serve runs a gateway alone in its process.
@@ -124,7 +105,7 @@ func serve(ctx context.Context, environ []string, logOut io.Writer) error {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
-		Service: "gateway", Version: version(), LogLevel: p.LogLevel, LogFormat: p.LogFormat, LogOutput: logOut,
+		Service: "gateway", Version: telemetry.Version(), LogLevel: p.LogLevel, LogFormat: p.LogFormat, LogOutput: logOut,
 		OTLPEndpoint: p.OTLPEndpoint, SampleRatio: p.SampleRatio,
 	})
 	if err != nil {
@@ -168,7 +149,7 @@ func addGateway(
 	if err != nil {
 		return fmt.Errorf("connect to the bus: %w", err)
 	}
-	dialer, err := rpc.Remote(backends(p.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // lives until Close
+	dialer, err := rpc.Remote(rpc.Addresses(p.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // lives until Close
 	if err != nil {
 		bus.Close()
 		return fmt.Errorf("%sBACKENDS: %w", envPrefix, err)
@@ -195,42 +176,9 @@ func addGateway(
 	log.InfoContext(ctx, "listening", "address", listener.Addr().String())
 	adm.AddCheck("bus", admin.Once, g.Ready)
 	adm.AddCheck("keys", admin.Once, keys.Fetch)
-	adm.AddCheck("revocations", admin.Once, func(context.Context) error { return known(revocations) })
+	adm.AddCheck("revocations", admin.Once, revocations.Known)
 	group.Add(lifecycle.Intake, "gateway", func(ctx context.Context) error { return g.Run(ctx, listener) })
 	// Until the last socket is gone a revocation has to reach it.
 	group.Add(lifecycle.Listen, "revocations", func(ctx context.Context) error { return revocations.Follow(ctx, bus) })
 	return nil
-}
-
-func known(revocations *token.Revocations) error {
-	select {
-	case <-revocations.Ready():
-		return nil
-	default:
-		return errors.New("the revocations are not read yet")
-	}
-}
-
-// backends turns the semicolons of the setting, whose commas separate services,
-// into the commas that separate addresses for the dialer.
-func backends(setting map[string]string) map[string]string {
-	addresses := make(map[string]string, len(setting))
-	for name, address := range setting {
-		addresses[name] = strings.ReplaceAll(address, ";", ",")
-	}
-	return addresses
-}
-
-// version is what the Go toolchain has stamped into the binary.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }

@@ -24,9 +24,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
+	"text/tabwriter"
 )
 
 // Load fills into, a pointer to a struct, from the variables in environ (as of
@@ -150,4 +152,26 @@ func walkStruct(prefix string, v reflect.Value) ([]Field, error) {
 // isSection tells a struct whose fields are variables from one that is a value.
 func isSection(t reflect.Type) bool {
 	return t.Kind() == reflect.Struct && t != urlType && !reflect.PointerTo(t).Implements(textType)
+}
+
+// Print writes a table of fields, for people: name, type, default or whether it
+// has to be set, and what it is.
+func Print(out io.Writer, fields []Field) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, f := range fields {
+		state := "default " + f.Default
+		switch {
+		case f.Required:
+			state = "required"
+		case f.Default == "":
+			state = "may be empty"
+		}
+		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.Type, state, f.Doc); err != nil {
+			return fmt.Errorf("print the configuration: %w", err)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("print the configuration: %w", err)
+	}
+	return nil
 }

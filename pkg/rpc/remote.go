@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -93,3 +94,13 @@ var (
 	// errNoEndpoint: the names are configured, but no address of theirs is known.
 	errNoEndpoint = errors.New("its name gives no address")
 )
+
+// Addresses reads the setting BACKENDS for Remote. Its commas separate services,
+// so semicolons separate several addresses of one.
+func Addresses(setting map[string]string) map[string]string {
+	addresses := make(map[string]string, len(setting))
+	for name, address := range setting {
+		addresses[name] = strings.ReplaceAll(address, ";", ",")
+	}
+	return addresses
+}

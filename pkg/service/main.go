@@ -9,9 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -96,23 +93,7 @@ func printConfig(def Definition, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, f := range fields {
-		state := "default " + f.Default
-		switch {
-		case f.Required:
-			state = "required"
-		case f.Default == "":
-			state = "may be empty"
-		}
-		if _, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.Type, state, f.Doc); err != nil {
-			return fmt.Errorf("print the configuration: %w", err)
-		}
-	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("print the configuration: %w", err)
-	}
-	return nil
+	return config.Print(out, fields)
 }
 
 // serve runs the service alone in its process.
@@ -126,7 +107,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 		return err
 	}
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
-		Service: def.Name, Version: version(), LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogOutput: logOut,
+		Service: def.Name, Version: telemetry.Version(), LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogOutput: logOut,
 		OTLPEndpoint: c.OTLPEndpoint, SampleRatio: c.SampleRatio,
 	})
 	if err != nil {
@@ -151,7 +132,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	if redis != nil {
 		defer redis.Close()
 	}
-	dialer, err := rpc.Remote(backends(c.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // it lives until Close
+	dialer, err := rpc.Remote(rpc.Addresses(c.Backends), rpc.RemoteConfig{Log: log}) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return fmt.Errorf("%sBACKENDS: %w", Prefix(def.Name), err)
 	}
@@ -159,16 +140,6 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	d := deps(def, c, k, settings, tel)
 	d.Bus, d.Redis, d.Dialer = bus, redis, dialer
 	return run(ctx, def, c, d, tel)
-}
-
-// backends turns the semicolons of the setting, whose commas separate services,
-// into the commas that separate addresses for the dialer.
-func backends(setting map[string]string) map[string]string {
-	addresses := make(map[string]string, len(setting))
-	for name, address := range setting {
-		addresses[name] = strings.ReplaceAll(address, ";", ",")
-	}
-	return addresses
 }
 
 // deps turns the configuration into what Start needs, connections apart.
@@ -261,18 +232,4 @@ func flush(ctx context.Context, tel *telemetry.Telemetry) {
 	if err := tel.Shutdown(ctx); err != nil {
 		tel.Log.WarnContext(ctx, "telemetry was not delivered", "error", err)
 	}
-}
-
-// version is what the Go toolchain has stamped into the binary.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/parleychat/parley/pkg/admin"
@@ -23,14 +22,7 @@ func (s *starting) addChecks() {
 	name := func(what string) string { return rt.Name + "/" + what }
 	panel.AddCheck(name("postgres"), admin.Always, func(ctx context.Context) error { return postgres.Ready(ctx, rt.DB) })
 	panel.AddCheck(name("nats"), admin.Once, rt.Bus.Ready)
-	panel.AddCheck(name("revocations"), admin.Once, func(context.Context) error {
-		select {
-		case <-s.revoked.Ready():
-			return nil
-		default:
-			return errors.New("the past revocations are not known yet")
-		}
-	})
+	panel.AddCheck(name("revocations"), admin.Once, s.revoked.Known)
 	panel.AddCheck(name("partitions"), admin.Once, s.ensurePartitions)
 	for _, c := range rt.checks {
 		panel.AddCheck(name(c.name), c.need, c.run)

@@ -2,6 +2,7 @@ package token
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -106,6 +107,18 @@ func (r *Revocations) Notify(fn func(sessionID uuid.UUID)) {
 // Ready is closed when the past revocations are known. Before that a revoked
 // session may pass, so a process is not ready before.
 func (r *Revocations) Ready() <-chan struct{} { return r.ready }
+
+// Known is Ready as a readiness check.
+func (r *Revocations) Known(context.Context) error {
+	select {
+	case <-r.ready:
+		return nil
+	default:
+		return errNotKnown
+	}
+}
+
+var errNotKnown = errors.New("the past revocations are not known yet")
 
 // Follow feeds the set from the bus until ctx ends: first with all revocations
 // that still matter, then with the new ones. It closes Ready in between. Run it
