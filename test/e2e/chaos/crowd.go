@@ -250,6 +250,19 @@ func (c *crowd) gaps(since time.Time) (g gaps) {
 	return g
 }
 
+// home waits until every device is at its own gateway.
+func (c *crowd) home(ctx context.Context) bool {
+	return until(ctx, func() bool {
+		all := true
+		for _, k := range c.talks {
+			for _, d := range k.devices {
+				all = d.home() && all
+			}
+		}
+		return all
+	})
+}
+
 // talksSince says whether in each conversation somebody has sent a message after a
 // moment and got its acknowledgement.
 func (c *crowd) talksSince(since time.Time) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/parleychat/parley/pkg/client"
@@ -22,6 +23,7 @@ type device struct {
 
 	name  string
 	owner *person
+	away  atomic.Bool // at another gateway than its own
 
 	mu      sync.Mutex
 	shown   []history.Entry
@@ -39,7 +41,7 @@ func newDevice(owner *person, name, conversation string, gateway int, intern fun
 	d.Device = client.NewDevice(client.DeviceConfig{
 		Config: client.Config{
 			URL: "ws://" + owner.gateways[gateway%len(owner.gateways)] + "/v1/ws", Token: owner.token,
-			OnPush: d.pushed, NetDial: owner.dial,
+			OnPush: d.pushed, NetDial: d.dial,
 		},
 		OnEntry: func(e *messagingv1.Entry) {
 			if e.GetConversationId() != conversation {
@@ -69,18 +71,30 @@ func (d *device) pushed(push *realtimev1.Push) {
 }
 
 // dial takes another gateway when the usual one refuses.
-func (p *person) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (d *device) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, network, address)
+	d.away.Store(err != nil)
 	if err == nil {
 		return conn, nil
 	}
-	for _, other := range p.gateways {
+	for _, other := range d.owner.gateways {
 		if conn, oerr := dialer.DialContext(ctx, network, other); oerr == nil {
 			return conn, nil
 		}
 	}
 	return nil, err
+}
+
+// home has a device that went to another gateway come back, so that the next fault
+// finds people on both, as a balancer's new connections do in time. It says
+// whether the device is there.
+func (d *device) home() bool {
+	if d.away.Load() {
+		d.Cut()
+		return false
+	}
+	return true
 }
 
 // acked notes an acknowledgement.

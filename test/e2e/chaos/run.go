@@ -171,6 +171,9 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 		wrong(fmt.Errorf("the recovery took %.1f s, more than %s", res.Recovery, w.cfg.RecoverWithin))
 	}
 	w.sys.AwaitReady()
+	if !w.crowd.home(ctx) {
+		wrong(errors.New("not every device comes back to its own gateway"))
+	}
 	res.Repair = w.repaired.Seconds()
 	res.Silence = time.Duration(w.crowd.longest.Load()).Seconds()
 	res.Acked, res.Retried = w.crowd.acked.Load()-acked, w.crowd.retried.Load()-retried
