@@ -218,7 +218,7 @@ func (c *connection) onPong(string) error {
 
 func (c *connection) hear() { c.heard.Store(int64(c.gw.now())) }
 
-func (c *connection) countIn(k kind) { c.gw.metrics.frames.Add(c.gw.base, 1, c.gw.metrics.in[k]) }
+func (c *connection) countIn(k kind) { c.gw.metrics.in[k].Add(1) }
 
 // end closes the socket in good manners: what is queued goes out, then the close
 // frame; then the client has some seconds to answer it.

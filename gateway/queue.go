@@ -131,7 +131,7 @@ func (c *connection) count(batch []outgoing) {
 	}
 	for k, n := range numbers {
 		if n > 0 {
-			c.gw.metrics.frames.Add(c.gw.base, n, c.gw.metrics.out[k])
+			c.gw.metrics.out[k].Add(n)
 		}
 	}
 	if !oldest.IsZero() {

@@ -21,10 +21,11 @@ const (
 	// stallTime is how long the publisher is held up when too many events wait
 	// for their acknowledgement, before it leaves a row to the relay.
 	stallTime = 2 * time.Second
-	// markRows and markWait bound one UPDATE that marks: many rows at a time
-	// make marking cheap, and nobody waits for it.
+	// markRows and markWait bound one UPDATE that marks. Nobody waits for it, and a
+	// transaction for each row would cost as much as the sends themselves: so rows
+	// gather for a moment. After a crash those of this moment are published again.
 	markRows = 500
-	markWait = 5 * time.Millisecond
+	markWait = 100 * time.Millisecond
 	// drainTime is for how long, after the end of ctx, acknowledgements and
 	// marks that are due may still come. What misses it is published twice.
 	drainTime = 2 * time.Second
