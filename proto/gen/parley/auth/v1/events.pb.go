@@ -155,6 +155,78 @@ func (x *SessionRevoked) GetRevokedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// AccountUsernameChanged: type account.username_changed, key the account's id.
+// It says all that a profile begins with, because it may arrive before
+// account.registered.
+type AccountUsernameChanged struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	Username  string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	// As it was at the registration.
+	DisplayName   string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	RegisteredAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountUsernameChanged) Reset() {
+	*x = AccountUsernameChanged{}
+	mi := &file_parley_auth_v1_events_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountUsernameChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountUsernameChanged) ProtoMessage() {}
+
+func (x *AccountUsernameChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_auth_v1_events_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountUsernameChanged.ProtoReflect.Descriptor instead.
+func (*AccountUsernameChanged) Descriptor() ([]byte, []int) {
+	return file_parley_auth_v1_events_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AccountUsernameChanged) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *AccountUsernameChanged) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *AccountUsernameChanged) GetDisplayName() string {
+	if x != nil {
+		return x.DisplayName
+	}
+	return ""
+}
+
+func (x *AccountUsernameChanged) GetRegisteredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RegisteredAt
+	}
+	return nil
+}
+
 var File_parley_auth_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_auth_v1_events_proto_rawDesc = "" +
@@ -172,7 +244,13 @@ const file_parley_auth_v1_events_proto_rawDesc = "" +
 	"\n" +
 	"account_id\x18\x02 \x01(\tR\taccountId\x129\n" +
 	"\n" +
-	"revoked_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAtB\xb9\x01\n" +
+	"revoked_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\"\xb7\x01\n" +
+	"\x16AccountUsernameChanged\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12!\n" +
+	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\x12?\n" +
+	"\rregistered_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAtB\xb9\x01\n" +
 	"\x12com.parley.auth.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/auth/v1;authv1\xa2\x02\x03PAX\xaa\x02\x0eParley.Auth.V1\xca\x02\x0eParley\\Auth\\V1\xe2\x02\x1aParley\\Auth\\V1\\GPBMetadata\xea\x02\x10Parley::Auth::V1b\x06proto3"
 
 var (
@@ -187,20 +265,22 @@ func file_parley_auth_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_auth_v1_events_proto_rawDescData
 }
 
-var file_parley_auth_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_parley_auth_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_parley_auth_v1_events_proto_goTypes = []any{
-	(*AccountRegistered)(nil),     // 0: parley.auth.v1.AccountRegistered
-	(*SessionRevoked)(nil),        // 1: parley.auth.v1.SessionRevoked
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*AccountRegistered)(nil),      // 0: parley.auth.v1.AccountRegistered
+	(*SessionRevoked)(nil),         // 1: parley.auth.v1.SessionRevoked
+	(*AccountUsernameChanged)(nil), // 2: parley.auth.v1.AccountUsernameChanged
+	(*timestamppb.Timestamp)(nil),  // 3: google.protobuf.Timestamp
 }
 var file_parley_auth_v1_events_proto_depIdxs = []int32{
-	2, // 0: parley.auth.v1.AccountRegistered.registered_at:type_name -> google.protobuf.Timestamp
-	2, // 1: parley.auth.v1.SessionRevoked.revoked_at:type_name -> google.protobuf.Timestamp
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 0: parley.auth.v1.AccountRegistered.registered_at:type_name -> google.protobuf.Timestamp
+	3, // 1: parley.auth.v1.SessionRevoked.revoked_at:type_name -> google.protobuf.Timestamp
+	3, // 2: parley.auth.v1.AccountUsernameChanged.registered_at:type_name -> google.protobuf.Timestamp
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_parley_auth_v1_events_proto_init() }
@@ -214,7 +294,7 @@ func file_parley_auth_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_auth_v1_events_proto_rawDesc), len(file_parley_auth_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

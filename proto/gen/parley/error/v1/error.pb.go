@@ -79,6 +79,18 @@ const (
 	Reason_REASON_PASSWORD_WEAK Reason = 105
 	// user: no such person.
 	Reason_REASON_USER_NOT_FOUND Reason = 200
+	// auth: the user name was changed lately; retry_after says when it may be again.
+	Reason_REASON_USERNAME_CHANGE_TOO_SOON Reason = 201
+	// user: the name is empty, too long, or has characters that names must not have.
+	Reason_REASON_DISPLAY_NAME_INVALID Reason = 202
+	// user: the text is too long, or has characters that it must not have.
+	Reason_REASON_BIO_INVALID Reason = 203
+	// user: not a BCP 47 language tag.
+	Reason_REASON_LOCALE_INVALID Reason = 204
+	// user: the session's owner must confirm first: log in, or Reauthenticate.
+	Reason_REASON_CONFIRMATION_REQUIRED Reason = 205
+	// user: nobody asked for the deletion of this person.
+	Reason_REASON_ERASURE_NOT_FOUND Reason = 206
 	// messaging: no such conversation, or the caller was never a member of it.
 	Reason_REASON_CONVERSATION_NOT_FOUND Reason = 300
 	// messaging: the caller is not a member (any more).
@@ -123,6 +135,12 @@ var (
 		104: "REASON_REFRESH_TOKEN_REUSED",
 		105: "REASON_PASSWORD_WEAK",
 		200: "REASON_USER_NOT_FOUND",
+		201: "REASON_USERNAME_CHANGE_TOO_SOON",
+		202: "REASON_DISPLAY_NAME_INVALID",
+		203: "REASON_BIO_INVALID",
+		204: "REASON_LOCALE_INVALID",
+		205: "REASON_CONFIRMATION_REQUIRED",
+		206: "REASON_ERASURE_NOT_FOUND",
 		300: "REASON_CONVERSATION_NOT_FOUND",
 		301: "REASON_NOT_A_MEMBER",
 		302: "REASON_CONVERSATION_CLOSED",
@@ -156,6 +174,12 @@ var (
 		"REASON_REFRESH_TOKEN_REUSED":     104,
 		"REASON_PASSWORD_WEAK":            105,
 		"REASON_USER_NOT_FOUND":           200,
+		"REASON_USERNAME_CHANGE_TOO_SOON": 201,
+		"REASON_DISPLAY_NAME_INVALID":     202,
+		"REASON_BIO_INVALID":              203,
+		"REASON_LOCALE_INVALID":           204,
+		"REASON_CONFIRMATION_REQUIRED":    205,
+		"REASON_ERASURE_NOT_FOUND":        206,
 		"REASON_CONVERSATION_NOT_FOUND":   300,
 		"REASON_NOT_A_MEMBER":             301,
 		"REASON_CONVERSATION_CLOSED":      302,
@@ -268,7 +292,7 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\bmetadata\x18\x03 \x03(\v2(.parley.error.v1.ErrorInfo.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xe8\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xa7\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1b\n" +
@@ -294,7 +318,13 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\x1cREASON_REFRESH_TOKEN_INVALID\x10g\x12\x1f\n" +
 	"\x1bREASON_REFRESH_TOKEN_REUSED\x10h\x12\x18\n" +
 	"\x14REASON_PASSWORD_WEAK\x10i\x12\x1a\n" +
-	"\x15REASON_USER_NOT_FOUND\x10\xc8\x01\x12\"\n" +
+	"\x15REASON_USER_NOT_FOUND\x10\xc8\x01\x12$\n" +
+	"\x1fREASON_USERNAME_CHANGE_TOO_SOON\x10\xc9\x01\x12 \n" +
+	"\x1bREASON_DISPLAY_NAME_INVALID\x10\xca\x01\x12\x17\n" +
+	"\x12REASON_BIO_INVALID\x10\xcb\x01\x12\x1a\n" +
+	"\x15REASON_LOCALE_INVALID\x10\xcc\x01\x12!\n" +
+	"\x1cREASON_CONFIRMATION_REQUIRED\x10\xcd\x01\x12\x1d\n" +
+	"\x18REASON_ERASURE_NOT_FOUND\x10\xce\x01\x12\"\n" +
 	"\x1dREASON_CONVERSATION_NOT_FOUND\x10\xac\x02\x12\x18\n" +
 	"\x13REASON_NOT_A_MEMBER\x10\xad\x02\x12\x1f\n" +
 	"\x1aREASON_CONVERSATION_CLOSED\x10\xae\x02\x12\x1c\n" +

@@ -170,7 +170,10 @@ type Conversation struct {
 	// Messages that the caller has not read.
 	Unread int64 `protobuf:"varint,8,opt,name=unread,proto3" json:"unread,omitempty"`
 	// The newest entry that the caller may see, for a list of conversations.
-	LastEntry     *Entry `protobuf:"bytes,9,opt,name=last_entry,json=lastEntry,proto3" json:"last_entry,omitempty"`
+	LastEntry *Entry `protobuf:"bytes,9,opt,name=last_entry,json=lastEntry,proto3" json:"last_entry,omitempty"`
+	// It takes no messages any more, for example because the other person's
+	// account was deleted.
+	Closed        bool `protobuf:"varint,10,opt,name=closed,proto3" json:"closed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -266,6 +269,13 @@ func (x *Conversation) GetLastEntry() *Entry {
 		return x.LastEntry
 	}
 	return nil
+}
+
+func (x *Conversation) GetClosed() bool {
+	if x != nil {
+		return x.Closed
+	}
+	return false
 }
 
 // Started is the body of a log's first entry: the conversation was made, by the
@@ -1529,7 +1539,7 @@ const file_parley_messaging_v1_messaging_proto_rawDesc = "" +
 	"\bjoin_seq\x18\x02 \x01(\x03R\ajoinSeq\x12\x19\n" +
 	"\bleft_seq\x18\x03 \x01(\x03R\aleftSeq\x12\x19\n" +
 	"\bread_seq\x18\x04 \x01(\x03R\areadSeq\x12#\n" +
-	"\rdelivered_seq\x18\x05 \x01(\x03R\fdeliveredSeq\"\x91\x03\n" +
+	"\rdelivered_seq\x18\x05 \x01(\x03R\fdeliveredSeq\"\xa9\x03\n" +
 	"\fConversation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\x04kind\x18\x02 \x01(\x0e2%.parley.messaging.v1.ConversationKindR\x04kind\x12\x19\n" +
@@ -1541,7 +1551,9 @@ const file_parley_messaging_v1_messaging_proto_rawDesc = "" +
 	"\amembers\x18\a \x03(\v2\x1b.parley.messaging.v1.MemberR\amembers\x12\x16\n" +
 	"\x06unread\x18\b \x01(\x03R\x06unread\x129\n" +
 	"\n" +
-	"last_entry\x18\t \x01(\v2\x1a.parley.messaging.v1.EntryR\tlastEntry\"\t\n" +
+	"last_entry\x18\t \x01(\v2\x1a.parley.messaging.v1.EntryR\tlastEntry\x12\x16\n" +
+	"\x06closed\x18\n" +
+	" \x01(\bR\x06closed\"\t\n" +
 	"\aStarted\"\x1d\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\xdc\x02\n" +

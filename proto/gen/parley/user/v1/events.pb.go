@@ -9,6 +9,7 @@ package userv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -82,15 +83,263 @@ func (x *UserCreated) GetDisplayName() string {
 	return ""
 }
 
+// UserUpdated: type user.updated, key the user's id, key_version the profile's
+// version. The profile as it is now, as far as other services need it.
+type UserUpdated struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	DisplayName   string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserUpdated) Reset() {
+	*x = UserUpdated{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserUpdated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserUpdated) ProtoMessage() {}
+
+func (x *UserUpdated) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserUpdated.ProtoReflect.Descriptor instead.
+func (*UserUpdated) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *UserUpdated) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserUpdated) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *UserUpdated) GetDisplayName() string {
+	if x != nil {
+		return x.DisplayName
+	}
+	return ""
+}
+
+// UserDeletionRequested: type user.deletion_requested, key the request's id. The
+// person has asked to be deleted, and may take it back until due_at.
+type UserDeletionRequested struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	RequestedAt   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	DueAt         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_at,json=dueAt,proto3" json:"due_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserDeletionRequested) Reset() {
+	*x = UserDeletionRequested{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserDeletionRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserDeletionRequested) ProtoMessage() {}
+
+func (x *UserDeletionRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserDeletionRequested.ProtoReflect.Descriptor instead.
+func (*UserDeletionRequested) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UserDeletionRequested) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserDeletionRequested) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *UserDeletionRequested) GetDueAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueAt
+	}
+	return nil
+}
+
+// UserDeletionCancelled: type user.deletion_cancelled, key the request's id. The
+// person has taken the request back.
+type UserDeletionCancelled struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	CancelledAt   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=cancelled_at,json=cancelledAt,proto3" json:"cancelled_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserDeletionCancelled) Reset() {
+	*x = UserDeletionCancelled{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserDeletionCancelled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserDeletionCancelled) ProtoMessage() {}
+
+func (x *UserDeletionCancelled) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserDeletionCancelled.ProtoReflect.Descriptor instead.
+func (*UserDeletionCancelled) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *UserDeletionCancelled) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserDeletionCancelled) GetCancelledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CancelledAt
+	}
+	return nil
+}
+
+// UserDeleted: type user.deleted, key the user's id, key_version the profile's
+// last version. Every service forgets the person and reports it by its event
+// <domain>.person_forgotten.
+type UserDeleted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DeletedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserDeleted) Reset() {
+	*x = UserDeleted{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserDeleted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserDeleted) ProtoMessage() {}
+
+func (x *UserDeleted) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserDeleted.ProtoReflect.Descriptor instead.
+func (*UserDeleted) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UserDeleted) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserDeleted) GetDeletedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedAt
+	}
+	return nil
+}
+
 var File_parley_user_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x1bparley/user/v1/events.proto\x12\x0eparley.user.v1\"e\n" +
+	"\x1bparley/user/v1/events.proto\x12\x0eparley.user.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n" +
 	"\vUserCreated\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12!\n" +
-	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayNameB\xb9\x01\n" +
+	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\"e\n" +
+	"\vUserUpdated\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12!\n" +
+	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\"\xa2\x01\n" +
+	"\x15UserDeletionRequested\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12=\n" +
+	"\frequested_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x121\n" +
+	"\x06due_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05dueAt\"o\n" +
+	"\x15UserDeletionCancelled\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12=\n" +
+	"\fcancelled_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vcancelledAt\"a\n" +
+	"\vUserDeleted\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x129\n" +
+	"\n" +
+	"deleted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAtB\xb9\x01\n" +
 	"\x12com.parley.user.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/user/v1;userv1\xa2\x02\x03PUX\xaa\x02\x0eParley.User.V1\xca\x02\x0eParley\\User\\V1\xe2\x02\x1aParley\\User\\V1\\GPBMetadata\xea\x02\x10Parley::User::V1b\x06proto3"
 
 var (
@@ -105,16 +354,25 @@ func file_parley_user_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_user_v1_events_proto_rawDescData
 }
 
-var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_parley_user_v1_events_proto_goTypes = []any{
-	(*UserCreated)(nil), // 0: parley.user.v1.UserCreated
+	(*UserCreated)(nil),           // 0: parley.user.v1.UserCreated
+	(*UserUpdated)(nil),           // 1: parley.user.v1.UserUpdated
+	(*UserDeletionRequested)(nil), // 2: parley.user.v1.UserDeletionRequested
+	(*UserDeletionCancelled)(nil), // 3: parley.user.v1.UserDeletionCancelled
+	(*UserDeleted)(nil),           // 4: parley.user.v1.UserDeleted
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_parley_user_v1_events_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	5, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
+	5, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
+	5, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
+	5, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_parley_user_v1_events_proto_init() }
@@ -128,7 +386,7 @@ func file_parley_user_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_user_v1_events_proto_rawDesc), len(file_parley_user_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -32,7 +32,12 @@ type User struct {
 	DisplayName string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Rises with every change of the profile.
-	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	// What the person says about itself; may have several lines.
+	Bio string `protobuf:"bytes,6,opt,name=bio,proto3" json:"bio,omitempty"`
+	// The account was deleted. Only id and version are left, so that what the
+	// person wrote to others still has a sender.
+	Deleted       bool `protobuf:"varint,7,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -100,6 +105,20 @@ func (x *User) GetVersion() int64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *User) GetBio() string {
+	if x != nil {
+		return x.Bio
+	}
+	return ""
+}
+
+func (x *User) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
 }
 
 // GetUserRequest names a person.
@@ -287,14 +306,16 @@ var File_parley_user_v1_user_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_user_proto_rawDesc = "" +
 	"\n" +
-	"\x19parley/user/v1/user.proto\x12\x0eparley.user.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dparley/access/v1/access.proto\"\xaa\x01\n" +
+	"\x19parley/user/v1/user.proto\x12\x0eparley.user.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dparley/access/v1/access.proto\"\xd6\x01\n" +
 	"\x04User\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12!\n" +
 	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\x129\n" +
 	"\n" +
 	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x03R\aversion\"6\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\x12\x10\n" +
+	"\x03bio\x18\x06 \x01(\tR\x03bio\x12\x18\n" +
+	"\adeleted\x18\a \x01(\bR\adeleted\"6\n" +
 	"\x0eGetUserRequest\x12$\n" +
 	"\auser_id\x18\x01 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\x06userId\";\n" +
 	"\x0fGetUserResponse\x12(\n" +
