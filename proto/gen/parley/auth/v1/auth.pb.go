@@ -244,7 +244,8 @@ type RegisterRequest struct {
 	// 3 to 32 of a-z, A-Z, 0-9, dot, underscore, hyphen; starts with a letter or
 	// digit. Unique without regard to case.
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
-	// 8 to 256 characters of any kind, none is cut off.
+	// 8 to 256 characters of any kind, none is cut off. Passwords that are known
+	// from breaches are refused.
 	Password string `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
 	// What others see; the user name when empty.
 	DisplayName string `protobuf:"bytes,4,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`

@@ -227,6 +227,123 @@ func (x *AccountUsernameChanged) GetRegisteredAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// AccountSuspended: type account.suspended, key the account's id. The person is
+// logged out everywhere and cannot log in until the time, or for good.
+type AccountSuspended struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	AccountId   string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	SuspendedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=suspended_at,json=suspendedAt,proto3" json:"suspended_at,omitempty"`
+	// Absent: for good. account.unsuspended tells of the end in either case.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountSuspended) Reset() {
+	*x = AccountSuspended{}
+	mi := &file_parley_auth_v1_events_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountSuspended) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountSuspended) ProtoMessage() {}
+
+func (x *AccountSuspended) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_auth_v1_events_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountSuspended.ProtoReflect.Descriptor instead.
+func (*AccountSuspended) Descriptor() ([]byte, []int) {
+	return file_parley_auth_v1_events_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AccountSuspended) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *AccountSuspended) GetSuspendedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SuspendedAt
+	}
+	return nil
+}
+
+func (x *AccountSuspended) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// AccountUnsuspended: type account.unsuspended, key the account's id. The
+// suspension is over, by an admin or by its time.
+type AccountUnsuspended struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AccountId     string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	UnsuspendedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=unsuspended_at,json=unsuspendedAt,proto3" json:"unsuspended_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountUnsuspended) Reset() {
+	*x = AccountUnsuspended{}
+	mi := &file_parley_auth_v1_events_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountUnsuspended) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountUnsuspended) ProtoMessage() {}
+
+func (x *AccountUnsuspended) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_auth_v1_events_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountUnsuspended.ProtoReflect.Descriptor instead.
+func (*AccountUnsuspended) Descriptor() ([]byte, []int) {
+	return file_parley_auth_v1_events_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AccountUnsuspended) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *AccountUnsuspended) GetUnsuspendedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnsuspendedAt
+	}
+	return nil
+}
+
 var File_parley_auth_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_auth_v1_events_proto_rawDesc = "" +
@@ -250,7 +367,16 @@ const file_parley_auth_v1_events_proto_rawDesc = "" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12!\n" +
 	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\x12?\n" +
-	"\rregistered_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAtB\xb9\x01\n" +
+	"\rregistered_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAt\"\xa2\x01\n" +
+	"\x10AccountSuspended\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12=\n" +
+	"\fsuspended_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vsuspendedAt\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"v\n" +
+	"\x12AccountUnsuspended\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12A\n" +
+	"\x0eunsuspended_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\runsuspendedAtB\xb9\x01\n" +
 	"\x12com.parley.auth.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/auth/v1;authv1\xa2\x02\x03PAX\xaa\x02\x0eParley.Auth.V1\xca\x02\x0eParley\\Auth\\V1\xe2\x02\x1aParley\\Auth\\V1\\GPBMetadata\xea\x02\x10Parley::Auth::V1b\x06proto3"
 
 var (
@@ -265,22 +391,27 @@ func file_parley_auth_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_auth_v1_events_proto_rawDescData
 }
 
-var file_parley_auth_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_parley_auth_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_parley_auth_v1_events_proto_goTypes = []any{
 	(*AccountRegistered)(nil),      // 0: parley.auth.v1.AccountRegistered
 	(*SessionRevoked)(nil),         // 1: parley.auth.v1.SessionRevoked
 	(*AccountUsernameChanged)(nil), // 2: parley.auth.v1.AccountUsernameChanged
-	(*timestamppb.Timestamp)(nil),  // 3: google.protobuf.Timestamp
+	(*AccountSuspended)(nil),       // 3: parley.auth.v1.AccountSuspended
+	(*AccountUnsuspended)(nil),     // 4: parley.auth.v1.AccountUnsuspended
+	(*timestamppb.Timestamp)(nil),  // 5: google.protobuf.Timestamp
 }
 var file_parley_auth_v1_events_proto_depIdxs = []int32{
-	3, // 0: parley.auth.v1.AccountRegistered.registered_at:type_name -> google.protobuf.Timestamp
-	3, // 1: parley.auth.v1.SessionRevoked.revoked_at:type_name -> google.protobuf.Timestamp
-	3, // 2: parley.auth.v1.AccountUsernameChanged.registered_at:type_name -> google.protobuf.Timestamp
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	5, // 0: parley.auth.v1.AccountRegistered.registered_at:type_name -> google.protobuf.Timestamp
+	5, // 1: parley.auth.v1.SessionRevoked.revoked_at:type_name -> google.protobuf.Timestamp
+	5, // 2: parley.auth.v1.AccountUsernameChanged.registered_at:type_name -> google.protobuf.Timestamp
+	5, // 3: parley.auth.v1.AccountSuspended.suspended_at:type_name -> google.protobuf.Timestamp
+	5, // 4: parley.auth.v1.AccountSuspended.until:type_name -> google.protobuf.Timestamp
+	5, // 5: parley.auth.v1.AccountUnsuspended.unsuspended_at:type_name -> google.protobuf.Timestamp
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_parley_auth_v1_events_proto_init() }
@@ -294,7 +425,7 @@ func file_parley_auth_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_auth_v1_events_proto_rawDesc), len(file_parley_auth_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

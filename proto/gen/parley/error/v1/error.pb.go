@@ -77,6 +77,33 @@ const (
 	Reason_REASON_REFRESH_TOKEN_REUSED Reason = 104
 	// auth: the password is too weak (see Register).
 	Reason_REASON_PASSWORD_WEAK Reason = 105
+	// auth: no such session of the caller's.
+	Reason_REASON_SESSION_NOT_FOUND Reason = 106
+	// auth: the one-time code is wrong, used, expired or was tried too often.
+	Reason_REASON_CODE_INVALID Reason = 107
+	// auth: the password was right; metadata "challenge" goes to CompleteLogIn.
+	Reason_REASON_SECOND_FACTOR_REQUIRED Reason = 108
+	// auth: the code of the second factor is wrong or was used before.
+	Reason_REASON_SECOND_FACTOR_INVALID Reason = 109
+	// auth: the account has a second factor already.
+	Reason_REASON_SECOND_FACTOR_ON Reason = 110
+	// auth: the account has no second factor.
+	Reason_REASON_SECOND_FACTOR_OFF Reason = 111
+	// auth: the challenge is unknown, used, expired or was tried too often: log in
+	// again.
+	Reason_REASON_CHALLENGE_INVALID Reason = 112
+	// auth: the account may not log in; metadata "until" if that ends.
+	Reason_REASON_ACCOUNT_SUSPENDED Reason = 113
+	// auth: no such account.
+	Reason_REASON_ACCOUNT_NOT_FOUND Reason = 114
+	// auth: not for one's own account.
+	Reason_REASON_OWN_ACCOUNT Reason = 115
+	// auth: somebody must remain who is an admin.
+	Reason_REASON_LAST_ADMIN Reason = 116
+	// auth: this deployment sends no mail at the moment.
+	Reason_REASON_MAIL_UNAVAILABLE Reason = 117
+	// auth: the address is verified already.
+	Reason_REASON_EMAIL_VERIFIED_ALREADY Reason = 118
 	// user: no such person.
 	Reason_REASON_USER_NOT_FOUND Reason = 200
 	// auth: the user name was changed lately; retry_after says when it may be again.
@@ -134,6 +161,19 @@ var (
 		103: "REASON_REFRESH_TOKEN_INVALID",
 		104: "REASON_REFRESH_TOKEN_REUSED",
 		105: "REASON_PASSWORD_WEAK",
+		106: "REASON_SESSION_NOT_FOUND",
+		107: "REASON_CODE_INVALID",
+		108: "REASON_SECOND_FACTOR_REQUIRED",
+		109: "REASON_SECOND_FACTOR_INVALID",
+		110: "REASON_SECOND_FACTOR_ON",
+		111: "REASON_SECOND_FACTOR_OFF",
+		112: "REASON_CHALLENGE_INVALID",
+		113: "REASON_ACCOUNT_SUSPENDED",
+		114: "REASON_ACCOUNT_NOT_FOUND",
+		115: "REASON_OWN_ACCOUNT",
+		116: "REASON_LAST_ADMIN",
+		117: "REASON_MAIL_UNAVAILABLE",
+		118: "REASON_EMAIL_VERIFIED_ALREADY",
 		200: "REASON_USER_NOT_FOUND",
 		201: "REASON_USERNAME_CHANGE_TOO_SOON",
 		202: "REASON_DISPLAY_NAME_INVALID",
@@ -173,6 +213,19 @@ var (
 		"REASON_REFRESH_TOKEN_INVALID":    103,
 		"REASON_REFRESH_TOKEN_REUSED":     104,
 		"REASON_PASSWORD_WEAK":            105,
+		"REASON_SESSION_NOT_FOUND":        106,
+		"REASON_CODE_INVALID":             107,
+		"REASON_SECOND_FACTOR_REQUIRED":   108,
+		"REASON_SECOND_FACTOR_INVALID":    109,
+		"REASON_SECOND_FACTOR_ON":         110,
+		"REASON_SECOND_FACTOR_OFF":        111,
+		"REASON_CHALLENGE_INVALID":        112,
+		"REASON_ACCOUNT_SUSPENDED":        113,
+		"REASON_ACCOUNT_NOT_FOUND":        114,
+		"REASON_OWN_ACCOUNT":              115,
+		"REASON_LAST_ADMIN":               116,
+		"REASON_MAIL_UNAVAILABLE":         117,
+		"REASON_EMAIL_VERIFIED_ALREADY":   118,
 		"REASON_USER_NOT_FOUND":           200,
 		"REASON_USERNAME_CHANGE_TOO_SOON": 201,
 		"REASON_DISPLAY_NAME_INVALID":     202,
@@ -292,7 +345,7 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\bmetadata\x18\x03 \x03(\v2(.parley.error.v1.ErrorInfo.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xa7\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xa7\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1b\n" +
@@ -317,7 +370,20 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\x1aREASON_CREDENTIALS_INVALID\x10f\x12 \n" +
 	"\x1cREASON_REFRESH_TOKEN_INVALID\x10g\x12\x1f\n" +
 	"\x1bREASON_REFRESH_TOKEN_REUSED\x10h\x12\x18\n" +
-	"\x14REASON_PASSWORD_WEAK\x10i\x12\x1a\n" +
+	"\x14REASON_PASSWORD_WEAK\x10i\x12\x1c\n" +
+	"\x18REASON_SESSION_NOT_FOUND\x10j\x12\x17\n" +
+	"\x13REASON_CODE_INVALID\x10k\x12!\n" +
+	"\x1dREASON_SECOND_FACTOR_REQUIRED\x10l\x12 \n" +
+	"\x1cREASON_SECOND_FACTOR_INVALID\x10m\x12\x1b\n" +
+	"\x17REASON_SECOND_FACTOR_ON\x10n\x12\x1c\n" +
+	"\x18REASON_SECOND_FACTOR_OFF\x10o\x12\x1c\n" +
+	"\x18REASON_CHALLENGE_INVALID\x10p\x12\x1c\n" +
+	"\x18REASON_ACCOUNT_SUSPENDED\x10q\x12\x1c\n" +
+	"\x18REASON_ACCOUNT_NOT_FOUND\x10r\x12\x16\n" +
+	"\x12REASON_OWN_ACCOUNT\x10s\x12\x15\n" +
+	"\x11REASON_LAST_ADMIN\x10t\x12\x1b\n" +
+	"\x17REASON_MAIL_UNAVAILABLE\x10u\x12!\n" +
+	"\x1dREASON_EMAIL_VERIFIED_ALREADY\x10v\x12\x1a\n" +
 	"\x15REASON_USER_NOT_FOUND\x10\xc8\x01\x12$\n" +
 	"\x1fREASON_USERNAME_CHANGE_TOO_SOON\x10\xc9\x01\x12 \n" +
 	"\x1bREASON_DISPLAY_NAME_INVALID\x10\xca\x01\x12\x17\n" +

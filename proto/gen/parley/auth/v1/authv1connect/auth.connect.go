@@ -50,6 +50,8 @@ const (
 type AuthServiceClient interface {
 	// Register makes an account and its first session.
 	//
+	// A mail with a code for AccountService.VerifyEmail follows.
+	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
 	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
@@ -59,14 +61,20 @@ type AuthServiceClient interface {
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
 	// unknown account and for a wrong password; RATE_LIMITED after five failures in
-	// 15 minutes for one name or from one address; OVERLOADED. Not idempotent: a
-	// repetition starts another session. Emits nothing.
+	// 15 minutes for one name or from one address; OVERLOADED. After the right
+	// password only: ACCOUNT_SUSPENDED (permission_denied); SECOND_FACTOR_REQUIRED
+	// (failed_precondition) with the metadata "challenge" for
+	// SecondFactorService.CompleteLogIn. Not idempotent: a repetition starts another
+	// session. Emits nothing, or session.revoked for the session used least recently
+	// if the account has too many.
 	LogIn(context.Context, *v1.LogInRequest) (*v1.LogInResponse, error)
 	// Refresh trades a refresh token for a new pair. The old token is spent; used
 	// again within ten seconds it gives the same successor (lost answer, two
 	// tabs), later it ends the session.
 	//
-	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated).
+	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated);
+	// ACCOUNT_SUSPENDED (permission_denied) for the newest token of a session that
+	// was ended by a suspension.
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its
@@ -181,6 +189,8 @@ func (c *authServiceClient) BatchGetAccounts(ctx context.Context, req *v1.BatchG
 type AuthServiceHandler interface {
 	// Register makes an account and its first session.
 	//
+	// A mail with a code for AccountService.VerifyEmail follows.
+	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
 	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
@@ -190,14 +200,20 @@ type AuthServiceHandler interface {
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
 	// unknown account and for a wrong password; RATE_LIMITED after five failures in
-	// 15 minutes for one name or from one address; OVERLOADED. Not idempotent: a
-	// repetition starts another session. Emits nothing.
+	// 15 minutes for one name or from one address; OVERLOADED. After the right
+	// password only: ACCOUNT_SUSPENDED (permission_denied); SECOND_FACTOR_REQUIRED
+	// (failed_precondition) with the metadata "challenge" for
+	// SecondFactorService.CompleteLogIn. Not idempotent: a repetition starts another
+	// session. Emits nothing, or session.revoked for the session used least recently
+	// if the account has too many.
 	LogIn(context.Context, *v1.LogInRequest) (*v1.LogInResponse, error)
 	// Refresh trades a refresh token for a new pair. The old token is spent; used
 	// again within ten seconds it gives the same successor (lost answer, two
 	// tabs), later it ends the session.
 	//
-	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated).
+	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated);
+	// ACCOUNT_SUSPENDED (permission_denied) for the newest token of a session that
+	// was ended by a suspension.
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its
