@@ -109,7 +109,7 @@ build-stack:
 	@go build -o bin/parley-stack ./cmd/parley/stack/cmd/parley-stack
 
 # Runs a command beside the servers that tests need.
-with_stack = tools/postgres/ensure >/dev/null; bin/parley-stack --
+with_stack = for each in postgres redis pgbouncer; do tools/$$each/ensure >/dev/null; done; bin/parley-stack --
 
 # Two or three minutes. Nothing else should run on the machine: look at the load averages in the results.
 .PHONY: bench

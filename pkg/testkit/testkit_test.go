@@ -2,6 +2,7 @@ package testkit_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 	"testing/fstest"
@@ -183,4 +184,41 @@ func TestLogger(t *testing.T) {
 		late = func() { log.Info("after the test") }
 	})
 	require.NotPanics(t, late)
+}
+
+func TestServersOfTheMachine(t *testing.T) {
+	t.Parallel()
+	t.Run("RealRedis", func(t *testing.T) {
+		t.Parallel()
+		opt, err := rueidis.ParseURL(testkit.RealRedis(t))
+		require.NoError(t, err)
+		c, err := rueidis.NewClient(opt)
+		require.NoError(t, err)
+		defer c.Close()
+		require.NoError(t, c.Do(t.Context(), c.B().Set().Key("a").Value("1").Build()).Error())
+	})
+	t.Run("RedisCluster", func(t *testing.T) {
+		t.Parallel()
+		opt, err := rueidis.ParseURL(testkit.RedisCluster(t))
+		require.NoError(t, err)
+		c, err := rueidis.NewClient(opt)
+		require.NoError(t, err)
+		defer c.Close()
+		require.Equal(t, rueidis.ClientModeCluster, c.Mode())
+		require.Len(t, c.Nodes(), 3)
+		for i := range 50 { // in all three thirds
+			key := fmt.Sprintf("key-%d", i)
+			require.NoError(t, c.Do(t.Context(), c.B().Set().Key(key).Value("1").Build()).Error())
+		}
+	})
+	t.Run("PgBouncer", func(t *testing.T) {
+		t.Parallel()
+		direct := testkit.NewDatabase(t, testkit.Schema{Service: "alpha"}).URL("alpha")
+		conn, err := pgx.Connect(t.Context(), testkit.PgBouncer(t, direct).URL(direct)+"&default_query_exec_mode=cache_describe")
+		require.NoError(t, err)
+		defer func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) }()
+		var schema string
+		require.NoError(t, conn.QueryRow(t.Context(), "SELECT current_schema()").Scan(&schema))
+		require.Equal(t, "alpha", schema, "the role's settings hold behind it too")
+	})
 }
