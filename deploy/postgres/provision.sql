@@ -17,7 +17,7 @@ ALTER ROLE :"role" LOGIN PASSWORD :'password';
 SELECT format('GRANT %I TO CURRENT_USER', :'role')
 WHERE NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \gexec
 
-ALTER ROLE :"role" SET search_path = :"service";
+ALTER ROLE :"role" SET search_path = :"service", extensions;
 -- Limits that PgBouncer refuses as startup parameters, so the role carries them.
 ALTER ROLE :"role" SET idle_in_transaction_session_timeout = '10s';
 ALTER ROLE :"role" SET lock_timeout = '5s';
@@ -32,6 +32,11 @@ ALTER ROLE :"role" SET jit = 'off';
 CREATE SCHEMA IF NOT EXISTS :"service" AUTHORIZATION :"role";
 REVOKE ALL ON SCHEMA :"service" FROM PUBLIC;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
+-- Extensions that services use: a database has each once, and roles may not make one.
+-- One that stands in another schema already: ALTER EXTENSION pg_trgm SET SCHEMA extensions.
+CREATE SCHEMA IF NOT EXISTS extensions;
+GRANT USAGE ON SCHEMA extensions TO :"role";
+CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA extensions;
 REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC;
 GRANT CONNECT ON DATABASE :"DBNAME" TO :"role";
 

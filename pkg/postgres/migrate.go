@@ -44,7 +44,7 @@ func Migrate(ctx context.Context, url, service string, migrations fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("parse migration url: %w", err)
 	}
-	cfg.RuntimeParams["search_path"] = pgx.Identifier{SchemaName(service)}.Sanitize()
+	cfg.RuntimeParams["search_path"] = searchPath(service)
 	cfg.RuntimeParams["statement_timeout"] = "0"
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	cfg.RuntimeParams["lock_timeout"] = "5s"

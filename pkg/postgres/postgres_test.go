@@ -79,9 +79,19 @@ func TestEnsureService(t *testing.T) {
 		var schema string
 		require.NoError(t, alpha.QueryRow(t.Context(), `SELECT current_schema()`).Scan(&schema))
 		require.Equal(t, "alpha", schema)
-		for _, forbidden := range []string{`SELECT * FROM beta.outbox`, `CREATE TABLE public.t ()`, `CREATE SCHEMA mine`} {
+		for _, forbidden := range []string{`SELECT * FROM beta.outbox`, `CREATE TABLE public.t ()`, `CREATE SCHEMA mine`,
+			`CREATE TABLE extensions.t ()`, `CREATE EXTENSION citext`,
+		} {
 			_, err := alpha.Exec(t.Context(), forbidden)
 			require.ErrorContains(t, err, "42501", forbidden)
+		}
+	})
+	t.Run("ExtensionsAreThereForAllServices", func(t *testing.T) {
+		t.Parallel()
+		for _, service := range []string{"alpha", "beta"} {
+			var same bool
+			require.NoError(t, open(t, db.URL(service)).QueryRow(t.Context(), `SELECT similarity('abc', 'abc') = 1`).Scan(&same))
+			require.True(t, same)
 		}
 	})
 	t.Run("TheRoleCarriesTheLimitsOfTime", func(t *testing.T) {

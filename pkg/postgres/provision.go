@@ -19,6 +19,19 @@ func RoleName(service string) string { return "parley_" + service }
 // SchemaName is the schema of a service: its name.
 func SchemaName(service string) string { return service }
 
+// ExtensionSchema holds the extensions that services may use. It is apart from
+// their own schemas because a database has an extension once, and roles may not
+// make one.
+const ExtensionSchema = "extensions"
+
+// extensions are those that some service's migrations name: trigrams for search.
+var extensions = []string{"pg_trgm"}
+
+// searchPath is where a service's names are looked up.
+func searchPath(service string) string {
+	return pgx.Identifier{SchemaName(service)}.Sanitize() + ", " + ExtensionSchema
+}
+
 var serviceName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
 
 // roleSettings are limits that PgBouncer forbids as startup parameters, so the
@@ -42,7 +55,8 @@ var roleSettings = [][2]string{
 
 // EnsureService makes the role and the schema of a service in the database that
 // admin is connected to, or brings them up to date: login with that password,
-// search_path and limits of time set on the role, rights on its own schema only.
+// search_path and limits of time set on the role, rights on its own schema only,
+// beside the use of the extensions, which are installed where they are missing.
 // It may be called any number of times, also at once by several processes, for
 // one role in several databases.
 func EnsureService(ctx context.Context, admin *pgx.Conn, service, password string) error {
@@ -91,7 +105,7 @@ func ensureService(ctx context.Context, admin *pgx.Conn, service, password strin
 		// Who is not superuser must be a member to create a schema for it.
 		statements = append(statements, "GRANT "+role+" TO CURRENT_USER")
 	}
-	statements = append(statements, "ALTER ROLE "+role+" SET search_path = "+schema)
+	statements = append(statements, "ALTER ROLE "+role+" SET search_path = "+searchPath(service))
 	for _, s := range roleSettings {
 		statements = append(statements, fmt.Sprintf("ALTER ROLE %s SET %s = %s", role, s[0], quoteLiteral(s[1])))
 	}
@@ -100,9 +114,14 @@ func ensureService(ctx context.Context, admin *pgx.Conn, service, password strin
 		"CREATE SCHEMA IF NOT EXISTS "+schema+" AUTHORIZATION "+role,
 		"REVOKE ALL ON SCHEMA "+schema+" FROM PUBLIC",
 		"REVOKE ALL ON SCHEMA public FROM PUBLIC",
+		"CREATE SCHEMA IF NOT EXISTS "+ExtensionSchema,
+		"GRANT USAGE ON SCHEMA "+ExtensionSchema+" TO "+role,
 		"REVOKE ALL ON DATABASE "+db+" FROM PUBLIC",
 		"GRANT CONNECT ON DATABASE "+db+" TO "+role,
 	)
+	for _, name := range extensions {
+		statements = append(statements, "CREATE EXTENSION IF NOT EXISTS "+name+" SCHEMA "+ExtensionSchema)
+	}
 	// One transaction: after a crash all of it stands, or nothing.
 	return pgx.BeginFunc(ctx, admin, func(tx pgx.Tx) error {
 		for _, s := range statements {
