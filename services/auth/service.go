@@ -18,6 +18,7 @@ import (
 
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/pkg/outbox"
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 )
@@ -36,6 +37,7 @@ type Service struct {
 	refresh   refreshSealer
 	keys      *keyring
 	attempts  *attempts
+	mails     *mail.Queue
 
 	policy            sessionPolicy
 	issuer, audience  string

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/pkg/service"
 )
 
@@ -31,6 +32,8 @@ type settings struct {
 	LoginLimit        int `env:"LOGIN_LIMIT" default:"5" min:"0" max:"1000" doc:"Failed log ins per 15 minutes and account name; 0: no limit."`
 	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"Failed log ins per 15 minutes and client address; 0: no limit."`
 	RegisterLimit     int `env:"REGISTER_LIMIT" default:"100" min:"0" max:"100000" doc:"Registrations per 15 minutes and client address; 0: no limit."`
+
+	Mail mail.Settings `env:"MAIL"`
 
 	RegisterAwait   []string `env:"REGISTER_AWAIT" default:"user,messaging" doc:"The services that Register waits for, up to two seconds; none: nobody."`
 	GatewayNetworks []string `env:"GATEWAY_NETWORKS" default:"127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7" doc:"Where gateways call from: only their last X-Forwarded-For entry is believed."`
@@ -60,6 +63,7 @@ func (s settings) check() error {
 	if _, err := s.gateways(); err != nil {
 		faults = append(faults, err)
 	}
+	faults = append(faults, s.Mail.Check("PARLEY_AUTH_MAIL_"))
 	return errors.Join(faults...)
 }
 

@@ -133,6 +133,8 @@ const (
 	Reason_REASON_RESET_REQUIRED Reason = 305
 	// messaging: one cannot talk to oneself.
 	Reason_REASON_SELF_CONVERSATION Reason = 306
+	// gateway: the connection may not watch so many people; metadata "limit".
+	Reason_REASON_TOO_MANY_WATCHES Reason = 240
 )
 
 // Enum value maps for Reason.
@@ -188,6 +190,7 @@ var (
 		304: "REASON_CLIENT_MESSAGE_ID_REUSED",
 		305: "REASON_RESET_REQUIRED",
 		306: "REASON_SELF_CONVERSATION",
+		240: "REASON_TOO_MANY_WATCHES",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":              0,
@@ -240,6 +243,7 @@ var (
 		"REASON_CLIENT_MESSAGE_ID_REUSED": 304,
 		"REASON_RESET_REQUIRED":           305,
 		"REASON_SELF_CONVERSATION":        306,
+		"REASON_TOO_MANY_WATCHES":         240,
 	}
 )
 
@@ -345,7 +349,7 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\bmetadata\x18\x03 \x03(\v2(.parley.error.v1.ErrorInfo.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xa7\v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xc5\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1b\n" +
@@ -397,7 +401,8 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\x17REASON_SEND_NOT_ALLOWED\x10\xaf\x02\x12$\n" +
 	"\x1fREASON_CLIENT_MESSAGE_ID_REUSED\x10\xb0\x02\x12\x1a\n" +
 	"\x15REASON_RESET_REQUIRED\x10\xb1\x02\x12\x1d\n" +
-	"\x18REASON_SELF_CONVERSATION\x10\xb2\x02B\xc1\x01\n" +
+	"\x18REASON_SELF_CONVERSATION\x10\xb2\x02\x12\x1c\n" +
+	"\x17REASON_TOO_MANY_WATCHES\x10\xf0\x01B\xc1\x01\n" +
 	"\x13com.parley.error.v1B\n" +
 	"ErrorProtoP\x01Z>github.com/parleychat/parley/proto/gen/parley/error/v1;errorv1\xa2\x02\x03PEX\xaa\x02\x0fParley.Error.V1\xca\x02\x10Parley\\Error_\\V1\xe2\x02\x1cParley\\Error_\\V1\\GPBMetadata\xea\x02\x11Parley::Error::V1b\x06proto3"
 
