@@ -57,6 +57,9 @@ type Definition struct {
 // its methods are for Setup only.
 type Runtime struct {
 	Name string
+	// Services are the names of all services of the deployment, this one among
+	// them; empty where nobody says. For what concerns every one of them.
+	Services []string
 	// DB is the service's own pool, with its own role and schema.
 	DB     *pgxpool.Pool
 	Outbox *outbox.Outbox

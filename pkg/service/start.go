@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ import (
 // Deps is what a service needs from the process that it runs in. Nothing in it is
 // closed by the service. Fields without "may be" have to be set.
 type Deps struct {
+	// Services are the names of all services of the deployment; may be empty.
+	Services []string
 	// Database is opened with the service's own role.
 	Database postgres.Config
 	// MigrateURL, when set, has the schema brought up to date before anything
@@ -169,7 +172,7 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 	}
 	revoked := token.NewRevocations(deps.Clock, deps.TokenLife)
 	rt := &Runtime{
-		Name: def.Name, DB: pool, Bus: deps.Bus, Redis: deps.Redis, Clock: deps.Clock, Log: log,
+		Name: def.Name, Services: slices.Clone(deps.Services), DB: pool, Bus: deps.Bus, Redis: deps.Redis, Clock: deps.Clock, Log: log,
 		Realtime: realtime.New(deps.Bus.Conn(), log),
 		settings: settings, dialer: deps.Dialer, signer: signer,
 	}

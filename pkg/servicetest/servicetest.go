@@ -66,6 +66,9 @@ type Options struct {
 	NATSURL  string
 	// Log replaces the test's log.
 	Log *slog.Logger
+	// Services are the names of the deployment's services, for tests in which some
+	// of them are stubs; those that are started, when nil.
+	Services []string
 }
 
 // Harness is the surroundings of the services under test.
@@ -107,6 +110,11 @@ type Instance struct {
 // waits until they are ready. It fails the test if that does not happen.
 func Start(t testing.TB, opts Options, defs ...service.Definition) *Harness {
 	t.Helper()
+	if opts.Services == nil {
+		for _, def := range defs {
+			opts.Services = append(opts.Services, def.Name)
+		}
+	}
 	h := newHarness(t, opts)
 	h.prepareServers(defs)
 	var listeners []net.Listener
@@ -224,6 +232,7 @@ func (h *Harness) start(def service.Definition, l net.Listener) (*Instance, erro
 	in := &Instance{name: def.Name, Admin: admin.New(log, nil), close: func() { redis.Close(); bus.Close() }}
 	var err error
 	in.Running, err = service.Start(h.ctx(), def, service.Deps{
+		Services: h.opts.Services,
 		Database: postgres.Config{URL: h.db.URL(def.Name), MaxConns: 16, ApplicationName: def.Name},
 		Bus:      bus, Redis: redis, Dialer: h.dialer,
 		UserKeys: h.userKeys(), Issuer: Issuer, Audience: Audience, TokenLife: TokenLife,
