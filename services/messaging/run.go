@@ -43,6 +43,7 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 		queries: db.New(rt.DB), outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, pusher: push,
 		receipts: newReceipts(rt.Outbox, push, m, rt.Clock, rt.Log, cfg.ReceiptInterval),
 		syncs:    newSyncer(db.New(rt.DB), m, cfg.SyncEpoch),
+		typing:   newTypists(rt.Redis, rt.Clock, rt.Log, cfg.TypingMembers),
 	}
 	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
 	for n := range cfg.Committers {

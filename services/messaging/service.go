@@ -35,6 +35,7 @@ type Service struct {
 	committers []*committer
 	receipts   *receipts
 	syncs      *syncer
+	typing     *typists
 }
 
 // committer returns the queue of a conversation, always the same one.

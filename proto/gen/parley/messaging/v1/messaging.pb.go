@@ -1402,6 +1402,159 @@ func (*MarkDeliveredResponse) Descriptor() ([]byte, []int) {
 	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{21}
 }
 
+// SetTypingRequest says whether the caller is writing.
+type SetTypingRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Typing         bool                   `protobuf:"varint,2,opt,name=typing,proto3" json:"typing,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetTypingRequest) Reset() {
+	*x = SetTypingRequest{}
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTypingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTypingRequest) ProtoMessage() {}
+
+func (x *SetTypingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTypingRequest.ProtoReflect.Descriptor instead.
+func (*SetTypingRequest) Descriptor() ([]byte, []int) {
+	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetTypingRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *SetTypingRequest) GetTyping() bool {
+	if x != nil {
+		return x.Typing
+	}
+	return false
+}
+
+// SetTypingResponse answers SetTyping.
+type SetTypingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTypingResponse) Reset() {
+	*x = SetTypingResponse{}
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTypingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTypingResponse) ProtoMessage() {}
+
+func (x *SetTypingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTypingResponse.ProtoReflect.Descriptor instead.
+func (*SetTypingResponse) Descriptor() ([]byte, []int) {
+	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{23}
+}
+
+// Typing says that somebody writes, until a moment that passes by itself. A moment
+// in the past: has stopped.
+type Typing struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	UserId         string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// By the server's clock (Welcome.server_time), about six seconds ahead.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Typing) Reset() {
+	*x = Typing{}
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Typing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Typing) ProtoMessage() {}
+
+func (x *Typing) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Typing.ProtoReflect.Descriptor instead.
+func (*Typing) Descriptor() ([]byte, []int) {
+	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Typing) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *Typing) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *Typing) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // SyncRequest asks what changed since a cursor.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1415,7 +1568,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[22]
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1580,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[22]
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1593,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{22}
+	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SyncRequest) GetCursor() string {
@@ -1473,7 +1626,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[23]
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1638,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[23]
+	mi := &file_parley_messaging_v1_messaging_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1651,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{23}
+	return file_parley_messaging_v1_messaging_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SyncResponse) GetConversations() []*Conversation {
@@ -1623,7 +1776,15 @@ const file_parley_messaging_v1_messaging_proto_rawDesc = "" +
 	"\x14MarkDeliveredRequest\x121\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\x0econversationId\x12\x19\n" +
 	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x03seq\"\x17\n" +
-	"\x15MarkDeliveredResponse\"X\n" +
+	"\x15MarkDeliveredResponse\"]\n" +
+	"\x10SetTypingRequest\x121\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\x0econversationId\x12\x16\n" +
+	"\x06typing\x18\x02 \x01(\bR\x06typing\"\x13\n" +
+	"\x11SetTypingResponse\"|\n" +
+	"\x06Typing\x12'\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"X\n" +
 	"\vSyncRequest\x12 \n" +
 	"\x06cursor\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06cursor\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
@@ -1636,7 +1797,7 @@ const file_parley_messaging_v1_messaging_proto_rawDesc = "" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset*S\n" +
 	"\x10ConversationKind\x12!\n" +
 	"\x1dCONVERSATION_KIND_UNSPECIFIED\x10\x00\x12\x1c\n" +
-	"\x18CONVERSATION_KIND_DIRECT\x10\x012\xf7\a\n" +
+	"\x18CONVERSATION_KIND_DIRECT\x10\x012\xd9\b\n" +
 	"\x10MessagingService\x12\x8d\x01\n" +
 	"\x18CreateDirectConversation\x124.parley.messaging.v1.CreateDirectConversationRequest\x1a5.parley.messaging.v1.CreateDirectConversationResponse\"\x04\xa0\xbb\x18\x02\x12u\n" +
 	"\x0fGetConversation\x12+.parley.messaging.v1.GetConversationRequest\x1a,.parley.messaging.v1.GetConversationResponse\"\a\xa0\xbb\x18\x02\x90\x02\x01\x12{\n" +
@@ -1646,7 +1807,8 @@ const file_parley_messaging_v1_messaging_proto_rawDesc = "" +
 	"\n" +
 	"ListEvents\x12&.parley.messaging.v1.ListEventsRequest\x1a'.parley.messaging.v1.ListEventsResponse\"\a\xa0\xbb\x18\x02\x90\x02\x01\x12]\n" +
 	"\bMarkRead\x12$.parley.messaging.v1.MarkReadRequest\x1a%.parley.messaging.v1.MarkReadResponse\"\x04\xa0\xbb\x18\x02\x12l\n" +
-	"\rMarkDelivered\x12).parley.messaging.v1.MarkDeliveredRequest\x1a*.parley.messaging.v1.MarkDeliveredResponse\"\x04\xa0\xbb\x18\x02\x12T\n" +
+	"\rMarkDelivered\x12).parley.messaging.v1.MarkDeliveredRequest\x1a*.parley.messaging.v1.MarkDeliveredResponse\"\x04\xa0\xbb\x18\x02\x12`\n" +
+	"\tSetTyping\x12%.parley.messaging.v1.SetTypingRequest\x1a&.parley.messaging.v1.SetTypingResponse\"\x04\xa0\xbb\x18\x02\x12T\n" +
 	"\x04Sync\x12 .parley.messaging.v1.SyncRequest\x1a!.parley.messaging.v1.SyncResponse\"\a\xa0\xbb\x18\x02\x90\x02\x01B\xdf\x01\n" +
 	"\x17com.parley.messaging.v1B\x0eMessagingProtoP\x01ZFgithub.com/parleychat/parley/proto/gen/parley/messaging/v1;messagingv1\xa2\x02\x03PMX\xaa\x02\x13Parley.Messaging.V1\xca\x02\x13Parley\\Messaging\\V1\xe2\x02\x1fParley\\Messaging\\V1\\GPBMetadata\xea\x02\x15Parley::Messaging::V1b\x06proto3"
 
@@ -1663,7 +1825,7 @@ func file_parley_messaging_v1_messaging_proto_rawDescGZIP() []byte {
 }
 
 var file_parley_messaging_v1_messaging_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_parley_messaging_v1_messaging_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_parley_messaging_v1_messaging_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_parley_messaging_v1_messaging_proto_goTypes = []any{
 	(ConversationKind)(0),                    // 0: parley.messaging.v1.ConversationKind
 	(*Member)(nil),                           // 1: parley.messaging.v1.Member
@@ -1688,49 +1850,55 @@ var file_parley_messaging_v1_messaging_proto_goTypes = []any{
 	(*MarkReadResponse)(nil),                 // 20: parley.messaging.v1.MarkReadResponse
 	(*MarkDeliveredRequest)(nil),             // 21: parley.messaging.v1.MarkDeliveredRequest
 	(*MarkDeliveredResponse)(nil),            // 22: parley.messaging.v1.MarkDeliveredResponse
-	(*SyncRequest)(nil),                      // 23: parley.messaging.v1.SyncRequest
-	(*SyncResponse)(nil),                     // 24: parley.messaging.v1.SyncResponse
-	(*timestamppb.Timestamp)(nil),            // 25: google.protobuf.Timestamp
+	(*SetTypingRequest)(nil),                 // 23: parley.messaging.v1.SetTypingRequest
+	(*SetTypingResponse)(nil),                // 24: parley.messaging.v1.SetTypingResponse
+	(*Typing)(nil),                           // 25: parley.messaging.v1.Typing
+	(*SyncRequest)(nil),                      // 26: parley.messaging.v1.SyncRequest
+	(*SyncResponse)(nil),                     // 27: parley.messaging.v1.SyncResponse
+	(*timestamppb.Timestamp)(nil),            // 28: google.protobuf.Timestamp
 }
 var file_parley_messaging_v1_messaging_proto_depIdxs = []int32{
 	0,  // 0: parley.messaging.v1.Conversation.kind:type_name -> parley.messaging.v1.ConversationKind
-	25, // 1: parley.messaging.v1.Conversation.created_at:type_name -> google.protobuf.Timestamp
-	25, // 2: parley.messaging.v1.Conversation.last_at:type_name -> google.protobuf.Timestamp
+	28, // 1: parley.messaging.v1.Conversation.created_at:type_name -> google.protobuf.Timestamp
+	28, // 2: parley.messaging.v1.Conversation.last_at:type_name -> google.protobuf.Timestamp
 	1,  // 3: parley.messaging.v1.Conversation.members:type_name -> parley.messaging.v1.Member
 	5,  // 4: parley.messaging.v1.Conversation.last_entry:type_name -> parley.messaging.v1.Entry
-	25, // 5: parley.messaging.v1.Entry.created_at:type_name -> google.protobuf.Timestamp
+	28, // 5: parley.messaging.v1.Entry.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: parley.messaging.v1.Entry.message:type_name -> parley.messaging.v1.Message
 	3,  // 7: parley.messaging.v1.Entry.started:type_name -> parley.messaging.v1.Started
 	2,  // 8: parley.messaging.v1.CreateDirectConversationResponse.conversation:type_name -> parley.messaging.v1.Conversation
 	2,  // 9: parley.messaging.v1.GetConversationResponse.conversation:type_name -> parley.messaging.v1.Conversation
 	2,  // 10: parley.messaging.v1.ListConversationsResponse.conversations:type_name -> parley.messaging.v1.Conversation
-	25, // 11: parley.messaging.v1.SendMessageResponse.created_at:type_name -> google.protobuf.Timestamp
+	28, // 11: parley.messaging.v1.SendMessageResponse.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 12: parley.messaging.v1.ListMessagesResponse.entries:type_name -> parley.messaging.v1.Entry
 	5,  // 13: parley.messaging.v1.ListEventsResponse.entries:type_name -> parley.messaging.v1.Entry
-	2,  // 14: parley.messaging.v1.SyncResponse.conversations:type_name -> parley.messaging.v1.Conversation
-	7,  // 15: parley.messaging.v1.MessagingService.CreateDirectConversation:input_type -> parley.messaging.v1.CreateDirectConversationRequest
-	9,  // 16: parley.messaging.v1.MessagingService.GetConversation:input_type -> parley.messaging.v1.GetConversationRequest
-	11, // 17: parley.messaging.v1.MessagingService.ListConversations:input_type -> parley.messaging.v1.ListConversationsRequest
-	13, // 18: parley.messaging.v1.MessagingService.SendMessage:input_type -> parley.messaging.v1.SendMessageRequest
-	15, // 19: parley.messaging.v1.MessagingService.ListMessages:input_type -> parley.messaging.v1.ListMessagesRequest
-	17, // 20: parley.messaging.v1.MessagingService.ListEvents:input_type -> parley.messaging.v1.ListEventsRequest
-	19, // 21: parley.messaging.v1.MessagingService.MarkRead:input_type -> parley.messaging.v1.MarkReadRequest
-	21, // 22: parley.messaging.v1.MessagingService.MarkDelivered:input_type -> parley.messaging.v1.MarkDeliveredRequest
-	23, // 23: parley.messaging.v1.MessagingService.Sync:input_type -> parley.messaging.v1.SyncRequest
-	8,  // 24: parley.messaging.v1.MessagingService.CreateDirectConversation:output_type -> parley.messaging.v1.CreateDirectConversationResponse
-	10, // 25: parley.messaging.v1.MessagingService.GetConversation:output_type -> parley.messaging.v1.GetConversationResponse
-	12, // 26: parley.messaging.v1.MessagingService.ListConversations:output_type -> parley.messaging.v1.ListConversationsResponse
-	14, // 27: parley.messaging.v1.MessagingService.SendMessage:output_type -> parley.messaging.v1.SendMessageResponse
-	16, // 28: parley.messaging.v1.MessagingService.ListMessages:output_type -> parley.messaging.v1.ListMessagesResponse
-	18, // 29: parley.messaging.v1.MessagingService.ListEvents:output_type -> parley.messaging.v1.ListEventsResponse
-	20, // 30: parley.messaging.v1.MessagingService.MarkRead:output_type -> parley.messaging.v1.MarkReadResponse
-	22, // 31: parley.messaging.v1.MessagingService.MarkDelivered:output_type -> parley.messaging.v1.MarkDeliveredResponse
-	24, // 32: parley.messaging.v1.MessagingService.Sync:output_type -> parley.messaging.v1.SyncResponse
-	24, // [24:33] is the sub-list for method output_type
-	15, // [15:24] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	28, // 14: parley.messaging.v1.Typing.until:type_name -> google.protobuf.Timestamp
+	2,  // 15: parley.messaging.v1.SyncResponse.conversations:type_name -> parley.messaging.v1.Conversation
+	7,  // 16: parley.messaging.v1.MessagingService.CreateDirectConversation:input_type -> parley.messaging.v1.CreateDirectConversationRequest
+	9,  // 17: parley.messaging.v1.MessagingService.GetConversation:input_type -> parley.messaging.v1.GetConversationRequest
+	11, // 18: parley.messaging.v1.MessagingService.ListConversations:input_type -> parley.messaging.v1.ListConversationsRequest
+	13, // 19: parley.messaging.v1.MessagingService.SendMessage:input_type -> parley.messaging.v1.SendMessageRequest
+	15, // 20: parley.messaging.v1.MessagingService.ListMessages:input_type -> parley.messaging.v1.ListMessagesRequest
+	17, // 21: parley.messaging.v1.MessagingService.ListEvents:input_type -> parley.messaging.v1.ListEventsRequest
+	19, // 22: parley.messaging.v1.MessagingService.MarkRead:input_type -> parley.messaging.v1.MarkReadRequest
+	21, // 23: parley.messaging.v1.MessagingService.MarkDelivered:input_type -> parley.messaging.v1.MarkDeliveredRequest
+	23, // 24: parley.messaging.v1.MessagingService.SetTyping:input_type -> parley.messaging.v1.SetTypingRequest
+	26, // 25: parley.messaging.v1.MessagingService.Sync:input_type -> parley.messaging.v1.SyncRequest
+	8,  // 26: parley.messaging.v1.MessagingService.CreateDirectConversation:output_type -> parley.messaging.v1.CreateDirectConversationResponse
+	10, // 27: parley.messaging.v1.MessagingService.GetConversation:output_type -> parley.messaging.v1.GetConversationResponse
+	12, // 28: parley.messaging.v1.MessagingService.ListConversations:output_type -> parley.messaging.v1.ListConversationsResponse
+	14, // 29: parley.messaging.v1.MessagingService.SendMessage:output_type -> parley.messaging.v1.SendMessageResponse
+	16, // 30: parley.messaging.v1.MessagingService.ListMessages:output_type -> parley.messaging.v1.ListMessagesResponse
+	18, // 31: parley.messaging.v1.MessagingService.ListEvents:output_type -> parley.messaging.v1.ListEventsResponse
+	20, // 32: parley.messaging.v1.MessagingService.MarkRead:output_type -> parley.messaging.v1.MarkReadResponse
+	22, // 33: parley.messaging.v1.MessagingService.MarkDelivered:output_type -> parley.messaging.v1.MarkDeliveredResponse
+	24, // 34: parley.messaging.v1.MessagingService.SetTyping:output_type -> parley.messaging.v1.SetTypingResponse
+	27, // 35: parley.messaging.v1.MessagingService.Sync:output_type -> parley.messaging.v1.SyncResponse
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_parley_messaging_v1_messaging_proto_init() }
@@ -1748,7 +1916,7 @@ func file_parley_messaging_v1_messaging_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_messaging_v1_messaging_proto_rawDesc), len(file_parley_messaging_v1_messaging_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

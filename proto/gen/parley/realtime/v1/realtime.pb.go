@@ -45,6 +45,7 @@ type ClientFrame struct {
 	//	*ClientFrame_Authenticate
 	//	*ClientFrame_Call
 	//	*ClientFrame_Ping
+	//	*ClientFrame_Watch
 	Frame         isClientFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -121,6 +122,15 @@ func (x *ClientFrame) GetPing() *Ping {
 	return nil
 }
 
+func (x *ClientFrame) GetWatch() *Watch {
+	if x != nil {
+		if x, ok := x.Frame.(*ClientFrame_Watch); ok {
+			return x.Watch
+		}
+	}
+	return nil
+}
+
 type isClientFrame_Frame interface {
 	isClientFrame_Frame()
 }
@@ -137,11 +147,17 @@ type ClientFrame_Ping struct {
 	Ping *Ping `protobuf:"bytes,4,opt,name=ping,proto3,oneof"`
 }
 
+type ClientFrame_Watch struct {
+	Watch *Watch `protobuf:"bytes,5,opt,name=watch,proto3,oneof"`
+}
+
 func (*ClientFrame_Authenticate) isClientFrame_Frame() {}
 
 func (*ClientFrame_Call) isClientFrame_Frame() {}
 
 func (*ClientFrame_Ping) isClientFrame_Frame() {}
+
+func (*ClientFrame_Watch) isClientFrame_Frame() {}
 
 // ServerFrame is what the server sends.
 type ServerFrame struct {
@@ -287,8 +303,11 @@ func (*ServerFrame_Pong) isServerFrame_Frame() {}
 // carried an Authorization header. Sent again with a newer token of the same
 // session, it prolongs the connection.
 type Authenticate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AccessToken   string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	AccessToken string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// What to show to people who see that this one is online. Counts in the frame
+	// that begins a connection.
+	Device        DeviceKind `protobuf:"varint,2,opt,name=device,proto3,enum=parley.realtime.v1.DeviceKind" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -330,6 +349,13 @@ func (x *Authenticate) GetAccessToken() string {
 	return ""
 }
 
+func (x *Authenticate) GetDevice() DeviceKind {
+	if x != nil {
+		return x.Device
+	}
+	return DeviceKind_DEVICE_KIND_UNSPECIFIED
+}
+
 // Welcome answers Authenticate. The subscription stands: call Sync now.
 type Welcome struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -343,6 +369,8 @@ type Welcome struct {
 	// Limits of this connection.
 	MaxFrameBytes uint32 `protobuf:"varint,6,opt,name=max_frame_bytes,json=maxFrameBytes,proto3" json:"max_frame_bytes,omitempty"`
 	MaxOpenCalls  uint32 `protobuf:"varint,7,opt,name=max_open_calls,json=maxOpenCalls,proto3" json:"max_open_calls,omitempty"`
+	// How many people this connection may watch.
+	MaxWatches    uint32 `protobuf:"varint,8,opt,name=max_watches,json=maxWatches,proto3" json:"max_watches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +454,13 @@ func (x *Welcome) GetMaxOpenCalls() uint32 {
 	return 0
 }
 
+func (x *Welcome) GetMaxWatches() uint32 {
+	if x != nil {
+		return x.MaxWatches
+	}
+	return 0
+}
+
 // Call is an RPC: the same procedures, requests and errors as over HTTP.
 type Call struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -500,7 +535,130 @@ func (x *Call) GetTimeoutMs() uint32 {
 	return 0
 }
 
-// Reply answers Call, and Authenticate where a renewal cannot be checked just now.
+// Watch asks to be told of people's presence, from now on and as long as the
+// connection lives. Reply answers it with a Watched. The Watches of a connection
+// take effect in the order sent. Nothing changes if it is answered by an error.
+type Watch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Added to those who are watched already; the reply holds their presence.
+	UserIds []string `protobuf:"bytes,1,rep,name=user_ids,json=userIds,proto3" json:"user_ids,omitempty"`
+	// Those who were watched before are not any more, but for user_ids.
+	Replace bool `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`
+	// Taken off the list.
+	RemoveUserIds []string `protobuf:"bytes,3,rep,name=remove_user_ids,json=removeUserIds,proto3" json:"remove_user_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watch) Reset() {
+	*x = Watch{}
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watch) ProtoMessage() {}
+
+func (x *Watch) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watch.ProtoReflect.Descriptor instead.
+func (*Watch) Descriptor() ([]byte, []int) {
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Watch) GetUserIds() []string {
+	if x != nil {
+		return x.UserIds
+	}
+	return nil
+}
+
+func (x *Watch) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+func (x *Watch) GetRemoveUserIds() []string {
+	if x != nil {
+		return x.RemoveUserIds
+	}
+	return nil
+}
+
+// Watched is the response to Watch.
+type Watched struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each of user_ids, in their order. With a state that is not known where
+	// it cannot be told, for whatever reason.
+	Presences []*Presence `protobuf:"bytes,1,rep,name=presences,proto3" json:"presences,omitempty"`
+	// How many people the connection watches now.
+	Watching      uint32 `protobuf:"varint,2,opt,name=watching,proto3" json:"watching,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watched) Reset() {
+	*x = Watched{}
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watched) ProtoMessage() {}
+
+func (x *Watched) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watched.ProtoReflect.Descriptor instead.
+func (*Watched) Descriptor() ([]byte, []int) {
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Watched) GetPresences() []*Presence {
+	if x != nil {
+		return x.Presences
+	}
+	return nil
+}
+
+func (x *Watched) GetWatching() uint32 {
+	if x != nil {
+		return x.Watching
+	}
+	return 0
+}
+
+// Reply answers Call and Watch, and Authenticate where a renewal cannot be checked
+// just now.
 type Reply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Result:
@@ -514,7 +672,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[5]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +684,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[5]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +697,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{5}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Reply) GetResult() isReply_Result {
@@ -599,7 +757,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[6]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +769,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[6]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +782,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{6}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Error) GetCode() string {
@@ -666,6 +824,8 @@ type Push struct {
 	//	*Push_Entry
 	//	*Push_Receipt
 	//	*Push_Conversation
+	//	*Push_Presence
+	//	*Push_Typing
 	Event         isPush_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -673,7 +833,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[7]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +845,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[7]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +858,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{7}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Push) GetEvent() isPush_Event {
@@ -735,6 +895,24 @@ func (x *Push) GetConversation() *v11.Conversation {
 	return nil
 }
 
+func (x *Push) GetPresence() *Presence {
+	if x != nil {
+		if x, ok := x.Event.(*Push_Presence); ok {
+			return x.Presence
+		}
+	}
+	return nil
+}
+
+func (x *Push) GetTyping() *v11.Typing {
+	if x != nil {
+		if x, ok := x.Event.(*Push_Typing); ok {
+			return x.Typing
+		}
+	}
+	return nil
+}
+
 type isPush_Event interface {
 	isPush_Event()
 }
@@ -754,13 +932,28 @@ type Push_Conversation struct {
 	Conversation *v11.Conversation `protobuf:"bytes,3,opt,name=conversation,proto3,oneof"`
 }
 
+type Push_Presence struct {
+	// The presence of somebody who is watched. Like typing, it may be left out or
+	// overtaken by a later one where a client reads slowly.
+	Presence *Presence `protobuf:"bytes,4,opt,name=presence,proto3,oneof"`
+}
+
+type Push_Typing struct {
+	// Somebody is writing.
+	Typing *v11.Typing `protobuf:"bytes,5,opt,name=typing,proto3,oneof"`
+}
+
 func (*Push_Entry) isPush_Event() {}
 
 func (*Push_Receipt) isPush_Event() {}
 
 func (*Push_Conversation) isPush_Event() {}
 
-// Resync says that pushes may have been lost: call Sync now.
+func (*Push_Presence) isPush_Event() {}
+
+func (*Push_Typing) isPush_Event() {}
+
+// Resync says that pushes may have been lost: call Sync and send the Watch again.
 type Resync struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -769,7 +962,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[8]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +974,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[8]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +987,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{8}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{10}
 }
 
 // Ping asks for a Pong, to prove that the connection lives.
@@ -806,7 +999,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[9]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1011,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[9]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1024,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{9}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{11}
 }
 
 // Pong answers Ping.
@@ -843,7 +1036,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[10]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1048,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[10]
+	mi := &file_parley_realtime_v1_realtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,19 +1061,20 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{10}
+	return file_parley_realtime_v1_realtime_proto_rawDescGZIP(), []int{12}
 }
 
 var File_parley_realtime_v1_realtime_proto protoreflect.FileDescriptor
 
 const file_parley_realtime_v1_realtime_proto_rawDesc = "" +
 	"\n" +
-	"!parley/realtime/v1/realtime.proto\x12\x12parley.realtime.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bparley/error/v1/error.proto\x1a#parley/messaging/v1/messaging.proto\"\xce\x01\n" +
+	"!parley/realtime/v1/realtime.proto\x12\x12parley.realtime.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bparley/error/v1/error.proto\x1a#parley/messaging/v1/messaging.proto\x1a!parley/realtime/v1/presence.proto\"\x81\x02\n" +
 	"\vClientFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12F\n" +
 	"\fauthenticate\x18\x02 \x01(\v2 .parley.realtime.v1.AuthenticateH\x00R\fauthenticate\x12.\n" +
 	"\x04call\x18\x03 \x01(\v2\x18.parley.realtime.v1.CallH\x00R\x04call\x12.\n" +
-	"\x04ping\x18\x04 \x01(\v2\x18.parley.realtime.v1.PingH\x00R\x04pingB\a\n" +
+	"\x04ping\x18\x04 \x01(\v2\x18.parley.realtime.v1.PingH\x00R\x04ping\x121\n" +
+	"\x05watch\x18\x05 \x01(\v2\x19.parley.realtime.v1.WatchH\x00R\x05watchB\a\n" +
 	"\x05frame\"\xa8\x02\n" +
 	"\vServerFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x127\n" +
@@ -889,9 +1083,10 @@ const file_parley_realtime_v1_realtime_proto_rawDesc = "" +
 	"\x04push\x18\x04 \x01(\v2\x18.parley.realtime.v1.PushH\x00R\x04push\x124\n" +
 	"\x06resync\x18\x05 \x01(\v2\x1a.parley.realtime.v1.ResyncH\x00R\x06resync\x12.\n" +
 	"\x04pong\x18\x06 \x01(\v2\x18.parley.realtime.v1.PongH\x00R\x04pongB\a\n" +
-	"\x05frame\"1\n" +
+	"\x05frame\"i\n" +
 	"\fAuthenticate\x12!\n" +
-	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\"\xd2\x02\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x126\n" +
+	"\x06device\x18\x02 \x01(\x0e2\x1e.parley.realtime.v1.DeviceKindR\x06device\"\xf3\x02\n" +
 	"\aWelcome\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n" +
 	"\n" +
@@ -901,13 +1096,22 @@ const file_parley_realtime_v1_realtime_proto_rawDesc = "" +
 	"serverTime\x12>\n" +
 	"\ridle_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\fidleInterval\x12&\n" +
 	"\x0fmax_frame_bytes\x18\x06 \x01(\rR\rmaxFrameBytes\x12$\n" +
-	"\x0emax_open_calls\x18\a \x01(\rR\fmaxOpenCalls\"q\n" +
+	"\x0emax_open_calls\x18\a \x01(\rR\fmaxOpenCalls\x12\x1f\n" +
+	"\vmax_watches\x18\b \x01(\rR\n" +
+	"maxWatches\"q\n" +
 	"\x04Call\x12\x1c\n" +
 	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x12\n" +
 	"\x04lane\x18\x02 \x01(\tR\x04lane\x12\x18\n" +
 	"\arequest\x18\x03 \x01(\fR\arequest\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"b\n" +
+	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"d\n" +
+	"\x05Watch\x12\x19\n" +
+	"\buser_ids\x18\x01 \x03(\tR\auserIds\x12\x18\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\x12&\n" +
+	"\x0fremove_user_ids\x18\x03 \x03(\tR\rremoveUserIds\"a\n" +
+	"\aWatched\x12:\n" +
+	"\tpresences\x18\x01 \x03(\v2\x1c.parley.realtime.v1.PresenceR\tpresences\x12\x1a\n" +
+	"\bwatching\x18\x02 \x01(\rR\bwatching\"b\n" +
 	"\x05Reply\x12\x1c\n" +
 	"\bresponse\x18\x01 \x01(\fH\x00R\bresponse\x121\n" +
 	"\x05error\x18\x02 \x01(\v2\x19.parley.realtime.v1.ErrorH\x00R\x05errorB\b\n" +
@@ -916,11 +1120,13 @@ const file_parley_realtime_v1_realtime_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
 	"\x04info\x18\x03 \x01(\v2\x1a.parley.error.v1.ErrorInfoR\x04info\x12.\n" +
-	"\adetails\x18\x04 \x03(\v2\x14.google.protobuf.AnyR\adetails\"\xc6\x01\n" +
+	"\adetails\x18\x04 \x03(\v2\x14.google.protobuf.AnyR\adetails\"\xb9\x02\n" +
 	"\x04Push\x122\n" +
 	"\x05entry\x18\x01 \x01(\v2\x1a.parley.messaging.v1.EntryH\x00R\x05entry\x128\n" +
 	"\areceipt\x18\x02 \x01(\v2\x1c.parley.messaging.v1.ReceiptH\x00R\areceipt\x12G\n" +
-	"\fconversation\x18\x03 \x01(\v2!.parley.messaging.v1.ConversationH\x00R\fconversationB\a\n" +
+	"\fconversation\x18\x03 \x01(\v2!.parley.messaging.v1.ConversationH\x00R\fconversation\x12:\n" +
+	"\bpresence\x18\x04 \x01(\v2\x1c.parley.realtime.v1.PresenceH\x00R\bpresence\x125\n" +
+	"\x06typing\x18\x05 \x01(\v2\x1b.parley.messaging.v1.TypingH\x00R\x06typingB\a\n" +
 	"\x05event\"\b\n" +
 	"\x06Resync\"\x06\n" +
 	"\x04Ping\"\x06\n" +
@@ -939,50 +1145,60 @@ func file_parley_realtime_v1_realtime_proto_rawDescGZIP() []byte {
 	return file_parley_realtime_v1_realtime_proto_rawDescData
 }
 
-var file_parley_realtime_v1_realtime_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_parley_realtime_v1_realtime_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_parley_realtime_v1_realtime_proto_goTypes = []any{
 	(*ClientFrame)(nil),           // 0: parley.realtime.v1.ClientFrame
 	(*ServerFrame)(nil),           // 1: parley.realtime.v1.ServerFrame
 	(*Authenticate)(nil),          // 2: parley.realtime.v1.Authenticate
 	(*Welcome)(nil),               // 3: parley.realtime.v1.Welcome
 	(*Call)(nil),                  // 4: parley.realtime.v1.Call
-	(*Reply)(nil),                 // 5: parley.realtime.v1.Reply
-	(*Error)(nil),                 // 6: parley.realtime.v1.Error
-	(*Push)(nil),                  // 7: parley.realtime.v1.Push
-	(*Resync)(nil),                // 8: parley.realtime.v1.Resync
-	(*Ping)(nil),                  // 9: parley.realtime.v1.Ping
-	(*Pong)(nil),                  // 10: parley.realtime.v1.Pong
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*v1.ErrorInfo)(nil),          // 13: parley.error.v1.ErrorInfo
-	(*anypb.Any)(nil),             // 14: google.protobuf.Any
-	(*v11.Entry)(nil),             // 15: parley.messaging.v1.Entry
-	(*v11.Receipt)(nil),           // 16: parley.messaging.v1.Receipt
-	(*v11.Conversation)(nil),      // 17: parley.messaging.v1.Conversation
+	(*Watch)(nil),                 // 5: parley.realtime.v1.Watch
+	(*Watched)(nil),               // 6: parley.realtime.v1.Watched
+	(*Reply)(nil),                 // 7: parley.realtime.v1.Reply
+	(*Error)(nil),                 // 8: parley.realtime.v1.Error
+	(*Push)(nil),                  // 9: parley.realtime.v1.Push
+	(*Resync)(nil),                // 10: parley.realtime.v1.Resync
+	(*Ping)(nil),                  // 11: parley.realtime.v1.Ping
+	(*Pong)(nil),                  // 12: parley.realtime.v1.Pong
+	(DeviceKind)(0),               // 13: parley.realtime.v1.DeviceKind
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*Presence)(nil),              // 16: parley.realtime.v1.Presence
+	(*v1.ErrorInfo)(nil),          // 17: parley.error.v1.ErrorInfo
+	(*anypb.Any)(nil),             // 18: google.protobuf.Any
+	(*v11.Entry)(nil),             // 19: parley.messaging.v1.Entry
+	(*v11.Receipt)(nil),           // 20: parley.messaging.v1.Receipt
+	(*v11.Conversation)(nil),      // 21: parley.messaging.v1.Conversation
+	(*v11.Typing)(nil),            // 22: parley.messaging.v1.Typing
 }
 var file_parley_realtime_v1_realtime_proto_depIdxs = []int32{
 	2,  // 0: parley.realtime.v1.ClientFrame.authenticate:type_name -> parley.realtime.v1.Authenticate
 	4,  // 1: parley.realtime.v1.ClientFrame.call:type_name -> parley.realtime.v1.Call
-	9,  // 2: parley.realtime.v1.ClientFrame.ping:type_name -> parley.realtime.v1.Ping
-	3,  // 3: parley.realtime.v1.ServerFrame.welcome:type_name -> parley.realtime.v1.Welcome
-	5,  // 4: parley.realtime.v1.ServerFrame.reply:type_name -> parley.realtime.v1.Reply
-	7,  // 5: parley.realtime.v1.ServerFrame.push:type_name -> parley.realtime.v1.Push
-	8,  // 6: parley.realtime.v1.ServerFrame.resync:type_name -> parley.realtime.v1.Resync
-	10, // 7: parley.realtime.v1.ServerFrame.pong:type_name -> parley.realtime.v1.Pong
-	11, // 8: parley.realtime.v1.Welcome.token_expires_at:type_name -> google.protobuf.Timestamp
-	11, // 9: parley.realtime.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
-	12, // 10: parley.realtime.v1.Welcome.idle_interval:type_name -> google.protobuf.Duration
-	6,  // 11: parley.realtime.v1.Reply.error:type_name -> parley.realtime.v1.Error
-	13, // 12: parley.realtime.v1.Error.info:type_name -> parley.error.v1.ErrorInfo
-	14, // 13: parley.realtime.v1.Error.details:type_name -> google.protobuf.Any
-	15, // 14: parley.realtime.v1.Push.entry:type_name -> parley.messaging.v1.Entry
-	16, // 15: parley.realtime.v1.Push.receipt:type_name -> parley.messaging.v1.Receipt
-	17, // 16: parley.realtime.v1.Push.conversation:type_name -> parley.messaging.v1.Conversation
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 2: parley.realtime.v1.ClientFrame.ping:type_name -> parley.realtime.v1.Ping
+	5,  // 3: parley.realtime.v1.ClientFrame.watch:type_name -> parley.realtime.v1.Watch
+	3,  // 4: parley.realtime.v1.ServerFrame.welcome:type_name -> parley.realtime.v1.Welcome
+	7,  // 5: parley.realtime.v1.ServerFrame.reply:type_name -> parley.realtime.v1.Reply
+	9,  // 6: parley.realtime.v1.ServerFrame.push:type_name -> parley.realtime.v1.Push
+	10, // 7: parley.realtime.v1.ServerFrame.resync:type_name -> parley.realtime.v1.Resync
+	12, // 8: parley.realtime.v1.ServerFrame.pong:type_name -> parley.realtime.v1.Pong
+	13, // 9: parley.realtime.v1.Authenticate.device:type_name -> parley.realtime.v1.DeviceKind
+	14, // 10: parley.realtime.v1.Welcome.token_expires_at:type_name -> google.protobuf.Timestamp
+	14, // 11: parley.realtime.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
+	15, // 12: parley.realtime.v1.Welcome.idle_interval:type_name -> google.protobuf.Duration
+	16, // 13: parley.realtime.v1.Watched.presences:type_name -> parley.realtime.v1.Presence
+	8,  // 14: parley.realtime.v1.Reply.error:type_name -> parley.realtime.v1.Error
+	17, // 15: parley.realtime.v1.Error.info:type_name -> parley.error.v1.ErrorInfo
+	18, // 16: parley.realtime.v1.Error.details:type_name -> google.protobuf.Any
+	19, // 17: parley.realtime.v1.Push.entry:type_name -> parley.messaging.v1.Entry
+	20, // 18: parley.realtime.v1.Push.receipt:type_name -> parley.messaging.v1.Receipt
+	21, // 19: parley.realtime.v1.Push.conversation:type_name -> parley.messaging.v1.Conversation
+	16, // 20: parley.realtime.v1.Push.presence:type_name -> parley.realtime.v1.Presence
+	22, // 21: parley.realtime.v1.Push.typing:type_name -> parley.messaging.v1.Typing
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_parley_realtime_v1_realtime_proto_init() }
@@ -990,10 +1206,12 @@ func file_parley_realtime_v1_realtime_proto_init() {
 	if File_parley_realtime_v1_realtime_proto != nil {
 		return
 	}
+	file_parley_realtime_v1_presence_proto_init()
 	file_parley_realtime_v1_realtime_proto_msgTypes[0].OneofWrappers = []any{
 		(*ClientFrame_Authenticate)(nil),
 		(*ClientFrame_Call)(nil),
 		(*ClientFrame_Ping)(nil),
+		(*ClientFrame_Watch)(nil),
 	}
 	file_parley_realtime_v1_realtime_proto_msgTypes[1].OneofWrappers = []any{
 		(*ServerFrame_Welcome)(nil),
@@ -1002,14 +1220,16 @@ func file_parley_realtime_v1_realtime_proto_init() {
 		(*ServerFrame_Resync)(nil),
 		(*ServerFrame_Pong)(nil),
 	}
-	file_parley_realtime_v1_realtime_proto_msgTypes[5].OneofWrappers = []any{
+	file_parley_realtime_v1_realtime_proto_msgTypes[7].OneofWrappers = []any{
 		(*Reply_Response)(nil),
 		(*Reply_Error)(nil),
 	}
-	file_parley_realtime_v1_realtime_proto_msgTypes[7].OneofWrappers = []any{
+	file_parley_realtime_v1_realtime_proto_msgTypes[9].OneofWrappers = []any{
 		(*Push_Entry)(nil),
 		(*Push_Receipt)(nil),
 		(*Push_Conversation)(nil),
+		(*Push_Presence)(nil),
+		(*Push_Typing)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1017,7 +1237,7 @@ func file_parley_realtime_v1_realtime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_realtime_v1_realtime_proto_rawDesc), len(file_parley_realtime_v1_realtime_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

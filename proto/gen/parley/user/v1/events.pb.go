@@ -316,6 +316,131 @@ func (x *UserDeleted) GetDeletedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// UserOnline: type user.online, key the user's id. The person has a connected
+// device again. It is a signal, born without a transaction, and may be missing.
+type UserOnline struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	UserId   string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	OnlineAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=online_at,json=onlineAt,proto3" json:"online_at,omitempty"`
+	// Others see the person offline all the same.
+	Invisible     bool `protobuf:"varint,3,opt,name=invisible,proto3" json:"invisible,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserOnline) Reset() {
+	*x = UserOnline{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserOnline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserOnline) ProtoMessage() {}
+
+func (x *UserOnline) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserOnline.ProtoReflect.Descriptor instead.
+func (*UserOnline) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UserOnline) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserOnline) GetOnlineAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OnlineAt
+	}
+	return nil
+}
+
+func (x *UserOnline) GetInvisible() bool {
+	if x != nil {
+		return x.Invisible
+	}
+	return false
+}
+
+// UserOffline: type user.offline, key the user's id. The last device is gone, for
+// longer than the grace. A signal, like user.online.
+type UserOffline struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	Invisible     bool                   `protobuf:"varint,3,opt,name=invisible,proto3" json:"invisible,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserOffline) Reset() {
+	*x = UserOffline{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserOffline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserOffline) ProtoMessage() {}
+
+func (x *UserOffline) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserOffline.ProtoReflect.Descriptor instead.
+func (*UserOffline) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UserOffline) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserOffline) GetLastSeenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeenAt
+	}
+	return nil
+}
+
+func (x *UserOffline) GetInvisible() bool {
+	if x != nil {
+		return x.Invisible
+	}
+	return false
+}
+
 var File_parley_user_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_events_proto_rawDesc = "" +
@@ -339,7 +464,17 @@ const file_parley_user_v1_events_proto_rawDesc = "" +
 	"\vUserDeleted\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x129\n" +
 	"\n" +
-	"deleted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAtB\xb9\x01\n" +
+	"deleted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\"|\n" +
+	"\n" +
+	"UserOnline\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x127\n" +
+	"\tonline_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bonlineAt\x12\x1c\n" +
+	"\tinvisible\x18\x03 \x01(\bR\tinvisible\"\x82\x01\n" +
+	"\vUserOffline\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12<\n" +
+	"\flast_seen_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastSeenAt\x12\x1c\n" +
+	"\tinvisible\x18\x03 \x01(\bR\tinvisibleB\xb9\x01\n" +
 	"\x12com.parley.user.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/user/v1;userv1\xa2\x02\x03PUX\xaa\x02\x0eParley.User.V1\xca\x02\x0eParley\\User\\V1\xe2\x02\x1aParley\\User\\V1\\GPBMetadata\xea\x02\x10Parley::User::V1b\x06proto3"
 
 var (
@@ -354,25 +489,29 @@ func file_parley_user_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_user_v1_events_proto_rawDescData
 }
 
-var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_parley_user_v1_events_proto_goTypes = []any{
 	(*UserCreated)(nil),           // 0: parley.user.v1.UserCreated
 	(*UserUpdated)(nil),           // 1: parley.user.v1.UserUpdated
 	(*UserDeletionRequested)(nil), // 2: parley.user.v1.UserDeletionRequested
 	(*UserDeletionCancelled)(nil), // 3: parley.user.v1.UserDeletionCancelled
 	(*UserDeleted)(nil),           // 4: parley.user.v1.UserDeleted
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*UserOnline)(nil),            // 5: parley.user.v1.UserOnline
+	(*UserOffline)(nil),           // 6: parley.user.v1.UserOffline
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_parley_user_v1_events_proto_depIdxs = []int32{
-	5, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
-	5, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
-	5, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
-	5, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
+	7, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
+	7, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
+	7, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
+	7, // 4: parley.user.v1.UserOnline.online_at:type_name -> google.protobuf.Timestamp
+	7, // 5: parley.user.v1.UserOffline.last_seen_at:type_name -> google.protobuf.Timestamp
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_parley_user_v1_events_proto_init() }
@@ -386,7 +525,7 @@ func file_parley_user_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_user_v1_events_proto_rawDesc), len(file_parley_user_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

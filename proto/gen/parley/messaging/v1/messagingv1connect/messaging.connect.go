@@ -57,6 +57,9 @@ const (
 	// MessagingServiceMarkDeliveredProcedure is the fully-qualified name of the MessagingService's
 	// MarkDelivered RPC.
 	MessagingServiceMarkDeliveredProcedure = "/parley.messaging.v1.MessagingService/MarkDelivered"
+	// MessagingServiceSetTypingProcedure is the fully-qualified name of the MessagingService's
+	// SetTyping RPC.
+	MessagingServiceSetTypingProcedure = "/parley.messaging.v1.MessagingService/SetTyping"
 	// MessagingServiceSyncProcedure is the fully-qualified name of the MessagingService's Sync RPC.
 	MessagingServiceSyncProcedure = "/parley.messaging.v1.MessagingService/Sync"
 )
@@ -113,6 +116,16 @@ type MessagingServiceClient interface {
 	// MarkDelivered moves the caller's delivered watermark, like MarkRead. Emits
 	// message.delivered.
 	MarkDelivered(context.Context, *v1.MarkDeliveredRequest) (*v1.MarkDeliveredResponse, error)
+	// SetTyping tells the other members that the caller is writing, or has stopped.
+	// It is told at once to those who are connected and never stored. It holds for
+	// six seconds: while somebody writes on, call it every four. In conversations of
+	// many members nobody is told; that is no error. A device may call it once in
+	// two seconds for a conversation, to start and to stop each.
+	//
+	// Reasons: CONVERSATION_NOT_FOUND (not_found), NOT_A_MEMBER
+	// (permission_denied), RATE_LIMITED (resource_exhausted). Not idempotent by
+	// need: a repetition does no harm.
+	SetTyping(context.Context, *v1.SetTypingRequest) (*v1.SetTypingResponse, error)
 	// Sync answers, after any absence, which of the caller's conversations
 	// changed. Start with an empty cursor; call again at once while has_more;
 	// keep next_cursor. A conversation may be told twice: keep the higher numbers.
@@ -182,6 +195,12 @@ func NewMessagingServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(messagingServiceMethods.ByName("MarkDelivered")),
 			connect.WithClientOptions(opts...),
 		),
+		setTyping: connect.NewClient[v1.SetTypingRequest, v1.SetTypingResponse](
+			httpClient,
+			baseURL+MessagingServiceSetTypingProcedure,
+			connect.WithSchema(messagingServiceMethods.ByName("SetTyping")),
+			connect.WithClientOptions(opts...),
+		),
 		sync: connect.NewClient[v1.SyncRequest, v1.SyncResponse](
 			httpClient,
 			baseURL+MessagingServiceSyncProcedure,
@@ -202,6 +221,7 @@ type messagingServiceClient struct {
 	listEvents               *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
 	markRead                 *connect.Client[v1.MarkReadRequest, v1.MarkReadResponse]
 	markDelivered            *connect.Client[v1.MarkDeliveredRequest, v1.MarkDeliveredResponse]
+	setTyping                *connect.Client[v1.SetTypingRequest, v1.SetTypingResponse]
 	sync                     *connect.Client[v1.SyncRequest, v1.SyncResponse]
 }
 
@@ -277,6 +297,15 @@ func (c *messagingServiceClient) MarkDelivered(ctx context.Context, req *v1.Mark
 	return nil, err
 }
 
+// SetTyping calls parley.messaging.v1.MessagingService.SetTyping.
+func (c *messagingServiceClient) SetTyping(ctx context.Context, req *v1.SetTypingRequest) (*v1.SetTypingResponse, error) {
+	response, err := c.setTyping.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Sync calls parley.messaging.v1.MessagingService.Sync.
 func (c *messagingServiceClient) Sync(ctx context.Context, req *v1.SyncRequest) (*v1.SyncResponse, error) {
 	response, err := c.sync.CallUnary(ctx, connect.NewRequest(req))
@@ -338,6 +367,16 @@ type MessagingServiceHandler interface {
 	// MarkDelivered moves the caller's delivered watermark, like MarkRead. Emits
 	// message.delivered.
 	MarkDelivered(context.Context, *v1.MarkDeliveredRequest) (*v1.MarkDeliveredResponse, error)
+	// SetTyping tells the other members that the caller is writing, or has stopped.
+	// It is told at once to those who are connected and never stored. It holds for
+	// six seconds: while somebody writes on, call it every four. In conversations of
+	// many members nobody is told; that is no error. A device may call it once in
+	// two seconds for a conversation, to start and to stop each.
+	//
+	// Reasons: CONVERSATION_NOT_FOUND (not_found), NOT_A_MEMBER
+	// (permission_denied), RATE_LIMITED (resource_exhausted). Not idempotent by
+	// need: a repetition does no harm.
+	SetTyping(context.Context, *v1.SetTypingRequest) (*v1.SetTypingResponse, error)
 	// Sync answers, after any absence, which of the caller's conversations
 	// changed. Start with an empty cursor; call again at once while has_more;
 	// keep next_cursor. A conversation may be told twice: keep the higher numbers.
@@ -403,6 +442,12 @@ func NewMessagingServiceHandler(svc MessagingServiceHandler, opts ...connect.Han
 		connect.WithSchema(messagingServiceMethods.ByName("MarkDelivered")),
 		connect.WithHandlerOptions(opts...),
 	)
+	messagingServiceSetTypingHandler := connect.NewUnaryHandlerSimple(
+		MessagingServiceSetTypingProcedure,
+		svc.SetTyping,
+		connect.WithSchema(messagingServiceMethods.ByName("SetTyping")),
+		connect.WithHandlerOptions(opts...),
+	)
 	messagingServiceSyncHandler := connect.NewUnaryHandlerSimple(
 		MessagingServiceSyncProcedure,
 		svc.Sync,
@@ -428,6 +473,8 @@ func NewMessagingServiceHandler(svc MessagingServiceHandler, opts ...connect.Han
 			messagingServiceMarkReadHandler.ServeHTTP(w, r)
 		case MessagingServiceMarkDeliveredProcedure:
 			messagingServiceMarkDeliveredHandler.ServeHTTP(w, r)
+		case MessagingServiceSetTypingProcedure:
+			messagingServiceSetTypingHandler.ServeHTTP(w, r)
 		case MessagingServiceSyncProcedure:
 			messagingServiceSyncHandler.ServeHTTP(w, r)
 		default:
@@ -469,6 +516,10 @@ func (UnimplementedMessagingServiceHandler) MarkRead(context.Context, *v1.MarkRe
 
 func (UnimplementedMessagingServiceHandler) MarkDelivered(context.Context, *v1.MarkDeliveredRequest) (*v1.MarkDeliveredResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.messaging.v1.MessagingService.MarkDelivered is not implemented"))
+}
+
+func (UnimplementedMessagingServiceHandler) SetTyping(context.Context, *v1.SetTypingRequest) (*v1.SetTypingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.messaging.v1.MessagingService.SetTyping is not implemented"))
 }
 
 func (UnimplementedMessagingServiceHandler) Sync(context.Context, *v1.SyncRequest) (*v1.SyncResponse, error) {
