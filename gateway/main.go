@@ -41,7 +41,11 @@ type ProcessConfig struct {
 	LogLevel     slog.Level `env:"LOG_LEVEL" default:"info" doc:"debug, info, warn or error."`
 	LogFormat    string     `env:"LOG_FORMAT" default:"json" doc:"json or text."`
 	OTLPEndpoint string     `env:"OTLP_ENDPOINT" doc:"Where traces go by OTLP over HTTP; empty: nowhere."`
-	SampleRatio  float64    `env:"TRACE_SAMPLE_RATIO" default:"0.01" min:"0" max:"1" doc:"The part of the traces that is exported."`
+	SampleRatio  float64    `env:"TRACE_SAMPLE_RATIO" default:"0.01" min:"0" max:"1" doc:"The part of the traces that is sampled: exported, and shown on /debug/traces of the admin port."`
+	KeepSpans    int        `env:"TRACE_KEEP_SPANS" default:"2000" min:"0" max:"100000" doc:"How many sampled spans are kept in memory for /debug/traces, about 1 KiB each; 0: none."`
+
+	SentryDSN         string `env:"SENTRY_DSN" secret:"true" doc:"A project of any Sentry-compatible server, to which errors are reported, masked; empty: none."`
+	SentryEnvironment string `env:"SENTRY_ENVIRONMENT" default:"production" doc:"The deployment, in the reports of errors."`
 
 	DrainDelay  time.Duration `env:"DRAIN_DELAY" default:"5s" max:"5m" doc:"From not ready to the end of intake: as long as balancers take to notice."`
 	ClockOffset time.Duration `env:"CLOCK_OFFSET" doc:"Moves the clock of this process; for tests of clock jumps only."`
@@ -106,7 +110,8 @@ func serve(ctx context.Context, environ []string, logOut io.Writer) error {
 	}
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
 		Service: "gateway", Version: telemetry.Version(), LogLevel: p.LogLevel, LogFormat: p.LogFormat, LogOutput: logOut,
-		OTLPEndpoint: p.OTLPEndpoint, SampleRatio: p.SampleRatio,
+		OTLPEndpoint: p.OTLPEndpoint, SampleRatio: p.SampleRatio, KeepSpans: telemetry.Keep(p.KeepSpans),
+		Reports: telemetry.Reports{DSN: p.SentryDSN, Environment: p.SentryEnvironment},
 	})
 	if err != nil {
 		return fmt.Errorf("set up telemetry: %w", err)
@@ -115,6 +120,7 @@ func serve(ctx context.Context, environ []string, logOut io.Writer) error {
 	group := lifecycle.New(log, lifecycle.DrainDelay(p.DrainDelay), lifecycle.PhaseTimeout(cfg.drainBound()+5*time.Second))
 	group.OnStop(lifecycle.Store, "telemetry", tel.Shutdown)
 	adm := admin.New(log, tel.MetricsHandler())
+	adm.Handle(telemetry.TracesPath, tel.TracesHandler())
 	if err := addAdmin(ctx, group, adm, p.AdminListen); err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package admin owns the port for operators: liveness, readiness, metrics and
-// profiles. It is never reachable from outside the cluster and has no access
+// Package admin owns the port for operators: liveness, readiness, metrics,
+// profiles and what a process shows beside them, such as its recent traces. It is never reachable from outside the cluster and has no access
 // control of its own.
 //
 // Liveness only says that the process answers: a dependency that is away is no
@@ -48,6 +48,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	checks   []*check
+	pages    map[string]http.Handler
 	started  bool
 	draining bool
 }
@@ -66,7 +67,7 @@ type check struct {
 // New returns a server that is not ready until Started is called. metrics may be
 // nil.
 func New(log *slog.Logger, metrics http.Handler) *Server {
-	return &Server{log: log, metrics: metrics}
+	return &Server{log: log, metrics: metrics, pages: map[string]http.Handler{}}
 }
 
 // AddCheck makes readiness depend on run.
@@ -74,6 +75,17 @@ func (s *Server) AddCheck(name string, need Need, run Check) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.checks = append(s.checks, &check{name: name, need: need, run: run})
+}
+
+// Handle serves a page more, for operators as all others; pattern is a path of
+// http.ServeMux, without a method. To be called before Serve; nil serves nothing.
+func (s *Server) Handle(pattern string, h http.Handler) {
+	if h == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pages[pattern] = h
 }
 
 // Started says that everything has been set up: from now on the checks decide.
@@ -146,7 +158,7 @@ func (c *check) result(ctx context.Context) (err error, bars bool) { //nolint:re
 	return c.err, c.err != nil && (c.need == Always || !c.once)
 }
 
-// Handler serves /livez, /readyz, /metrics and /debug/pprof/.
+// Handler serves /livez, /readyz, /metrics, /debug/pprof/ and the pages of Handle.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -156,6 +168,11 @@ func (s *Server) Handler() http.Handler {
 	if s.metrics != nil {
 		mux.Handle("GET /metrics", s.metrics)
 	}
+	s.mu.Lock()
+	for pattern, page := range s.pages {
+		mux.Handle(pattern, page)
+	}
+	s.mu.Unlock()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

@@ -23,6 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
+	"go.opentelemetry.io/otel/attribute"
 )
 
 // Names of the ways to run a query that Config.QueryExecMode takes.
@@ -87,7 +88,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		pgxuuid.Register(conn.TypeMap())
 		return nil
 	}
-	pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithDisableConnectionDetailsInAttributes())
+	pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithDisableConnectionDetailsInAttributes(),
+		otelpgx.WithTracerAttributes(attribute.String("service", cfg.ApplicationName)),
+		otelpgx.WithMeterAttributes(attribute.String("service", cfg.ApplicationName)))
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("open database pool: %w", err)

@@ -41,12 +41,17 @@ type Config struct {
 
 	ServiceKey        []byte            `env:"SERVICE_KEY" required:"true" secret:"true" doc:"The Ed25519 key (32 byte seed, base64) that signs this service's calls to others."`
 	ServicePublicKeys map[string]string `env:"SERVICE_PUBLIC_KEYS" doc:"The public keys (base64) of the services that may call: user=…,messaging=…."`
+	Services          []string          `env:"SERVICES" doc:"The names of all services of the deployment: auth,user,messaging. Only user needs it: without it nobody is deleted and nothing exported."`
 	Backends          map[string]string `env:"BACKENDS" doc:"Where the other services are: auth=http://auth:8080,…; calls are spread over all addresses of a name, and over several URLs separated by semicolons."`
 
 	LogLevel     slog.Level `env:"LOG_LEVEL" default:"info" doc:"debug, info, warn or error."`
 	LogFormat    string     `env:"LOG_FORMAT" default:"json" doc:"json or text."`
 	OTLPEndpoint string     `env:"OTLP_ENDPOINT" doc:"Where traces go by OTLP over HTTP; empty: nowhere."`
-	SampleRatio  float64    `env:"TRACE_SAMPLE_RATIO" default:"0.01" min:"0" max:"1" doc:"The part of the traces that is exported."`
+	SampleRatio  float64    `env:"TRACE_SAMPLE_RATIO" default:"0.01" min:"0" max:"1" doc:"The part of the traces that is sampled: exported, and shown on /debug/traces of the admin port."`
+	KeepSpans    int        `env:"TRACE_KEEP_SPANS" default:"2000" min:"0" max:"100000" doc:"How many sampled spans are kept in memory for /debug/traces, about 1 KiB each; 0: none."`
+
+	SentryDSN         string `env:"SENTRY_DSN" secret:"true" doc:"A project of any Sentry-compatible server, to which errors are reported, masked; empty: none."`
+	SentryEnvironment string `env:"SENTRY_ENVIRONMENT" default:"production" doc:"The deployment, in the reports of errors."`
 
 	DrainDelay  time.Duration `env:"DRAIN_DELAY" default:"5s" max:"5m" doc:"From not ready to the end of intake: as long as balancers take to notice."`
 	StopTimeout time.Duration `env:"STOP_TIMEOUT" default:"15s" min:"1s" max:"5m" doc:"The most that each phase of the shutdown takes."`

@@ -108,7 +108,8 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 	}
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
 		Service: def.Name, Version: telemetry.Version(), LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogOutput: logOut,
-		OTLPEndpoint: c.OTLPEndpoint, SampleRatio: c.SampleRatio,
+		OTLPEndpoint: c.OTLPEndpoint, SampleRatio: c.SampleRatio, KeepSpans: telemetry.Keep(c.KeepSpans),
+		Reports: telemetry.Reports{DSN: c.SentryDSN, Environment: c.SentryEnvironment},
 	})
 	if err != nil {
 		return err
@@ -145,14 +146,17 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 // deps turns the configuration into what Start needs, connections apart.
 func deps(def Definition, c Config, k keys, settings *config.Source, tel *telemetry.Telemetry) Deps {
 	clk := clock.Offset(clock.System(), c.ClockOffset)
+	panel := admin.New(tel.Log, tel.MetricsHandler())
+	panel.Handle(telemetry.TracesPath, tel.TracesHandler())
 	return Deps{
+		Services: c.Services,
 		Database: postgres.Config{
 			URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, ApplicationName: def.Name, QueryExecMode: c.DatabaseExecMode,
 		},
 		UserKeys: token.RemoteKeys(&http.Client{Timeout: 5 * time.Second}, c.JWKSURL, clk),
 		Issuer:   c.TokenIssuer, Audience: c.TokenAudience, TokenLife: c.TokenLife,
 		Key: k.private, Callers: k.public,
-		Clock: clk, Log: tel.Log, Admin: admin.New(tel.Log, tel.MetricsHandler()), Settings: settings,
+		Clock: clk, Log: tel.Log, Admin: panel, Settings: settings,
 		DrainDelay: c.DrainDelay, StopTimeout: c.StopTimeout,
 	}
 }

@@ -31,6 +31,8 @@ type Options struct {
 	Fresh bool
 	// JSON prints one line of JSON instead of the banner when ready.
 	JSON bool
+	// Trace samples every call, for `parley trace`.
+	Trace bool
 	// Verbose copies the log to standard error.
 	Verbose bool
 }
@@ -56,6 +58,7 @@ func Command() *cobra.Command {
 	flags.StringVar(&o.Data, "data", ".parley", "the folder for data, secrets and the log")
 	flags.BoolVar(&o.Fresh, "fresh", false, "wipe the data first")
 	flags.BoolVar(&o.JSON, "json", false, "print one line of JSON when ready, instead of the banner")
+	flags.BoolVar(&o.Trace, "trace", false, "trace every call; \"parley trace\" shows the newest")
 	flags.BoolVarP(&o.Verbose, "verbose", "v", false, "copy the log to standard error")
 	return cmd
 }
@@ -81,7 +84,7 @@ func (r Ready) print(out io.Writer, asJSON bool) error {
 
   API        %s   (Connect, gRPC, gRPC-Web; JSON by POST)
   WebSocket  %s
-  Admin      %s   (/readyz /metrics /debug/pprof)
+  Admin      %s   (/readyz /metrics /debug/traces /debug/pprof)
 `, r.Gateway, r.Socket, r.Admin)
 	for i, a := range r.Accounts {
 		label := ""

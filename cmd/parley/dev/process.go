@@ -35,6 +35,7 @@ type process struct {
 	log     *slog.Logger
 	secrets *secrets
 	environ []string
+	names   []string // of all services
 
 	stack    *stack.Stack
 	redis    rueidis.Client
@@ -68,11 +69,10 @@ func start(ctx context.Context, o Options, environ []string) (_ *process, err er
 		}
 	}()
 	domains := Domains()
-	names := make([]string, 0, len(domains))
 	for _, d := range domains {
-		names = append(names, d.Name)
+		p.names = append(p.names, d.Name)
 	}
-	if p.secrets, err = loadSecrets(o.Data, names); err != nil {
+	if p.secrets, err = loadSecrets(o.Data, p.names); err != nil {
 		return nil, err
 	}
 	// What the developer sets goes before what is made here.
@@ -160,7 +160,8 @@ func (p *process) startTelemetry(ctx context.Context) error {
 		out = io.MultiWriter(file, os.Stderr)
 	}
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
-		Service: "parley", Version: "dev", LogOutput: out, OTLPEndpoint: os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), SampleRatio: 0.01,
+		Service: "parley", Version: "dev", LogOutput: out, OTLPEndpoint: os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), SampleRatio: sampleRatio(p.o),
+		Reports: telemetry.Reports{DSN: os.Getenv("SENTRY_DSN"), Environment: "development"},
 	})
 	if err != nil {
 		return err
@@ -172,8 +173,18 @@ func (p *process) startTelemetry(ctx context.Context) error {
 	})
 	p.log = tel.Log
 	p.admin = admin.New(tel.Log, tel.MetricsHandler())
+	p.admin.Handle(telemetry.TracesPath, tel.TracesHandler())
 	p.ready.Log, p.ready.Data = path, filepath.Dir(path)
 	return nil
+}
+
+// sampleRatio is that of production: what is not traced costs nothing, and what is
+// measured here is near to what a deployment does.
+func sampleRatio(o Options) float64 {
+	if o.Trace {
+		return 1
+	}
+	return 0.01
 }
 
 func (p *process) startStack(ctx context.Context) error {
