@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/binary"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -50,11 +51,10 @@ func comeBack(after time.Duration) string {
 	return string(reason)
 }
 
-// closePayload is the body of a close frame.
+// closePayload is the body of a close frame. A reason that is cut stays UTF-8, or
+// the client would take the close itself for a fault (RFC 6455, section 8.1).
 func closePayload(code int, reason string) []byte {
-	if len(reason) > maxCloseReason {
-		reason = reason[:maxCloseReason]
-	}
+	reason = strings.ToValidUTF8(reason[:min(len(reason), maxCloseReason)], "")
 	payload := binary.BigEndian.AppendUint16(nil, uint16(code))
 	return append(payload, reason...)
 }

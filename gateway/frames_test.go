@@ -12,39 +12,7 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/proto"
-
-	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 )
-
-// FuzzDecode holds that no bytes of a client break a decoder, and that what one
-// takes for a frame is one.
-func FuzzDecode(f *testing.F) {
-	for _, seed := range []string{
-		`{"id":1,"authenticate":{"accessToken":"t"}}`, `{"id":2,"call":{"procedure":"/a/b","lane":"c","request":{"x":[1]},"timeoutMs":5}}`,
-		`{"id":3,"ping":{}}`, `{"id":-1}`, `{"id":4294967296}`, `{`, `null`, `[]`, "\x08\x01\x12\x03\x0a\x01\x74", "\xff\xff", "",
-	} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		before := bytes.Clone(data)
-		for _, format := range []format{protoFormat{}, jsonFormat{}} {
-			frame, err := format.decode(data)
-			if err != nil {
-				continue
-			}
-			again, err := proto.Marshal(frame)
-			require.NoError(t, err)
-			require.NoError(t, proto.Unmarshal(again, &realtimev1.ClientFrame{}))
-			// The buffer is used again: a frame must not hold on to it.
-			clear(data)
-			later, err := proto.Marshal(frame)
-			require.NoError(t, err)
-			require.Equal(t, again, later)
-			copy(data, before)
-		}
-	})
-}
 
 // TestAppendMessage reads our frames with the library, at every kind of length.
 func TestAppendMessage(t *testing.T) {

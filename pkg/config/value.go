@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"reflect"
 	"strconv"
@@ -115,6 +116,9 @@ func (f Field) parseKind(raw string) error {
 		return plain(err)
 	case reflect.Float32, reflect.Float64:
 		n, err := strconv.ParseFloat(raw, f.value.Type().Bits())
+		if err == nil && (math.IsNaN(n) || math.IsInf(n, 0)) {
+			return errors.New("it has to be a number") // NaN would pass every bound
+		}
 		f.value.SetFloat(n)
 		return plain(err)
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:

@@ -27,7 +27,8 @@ const (
 
 	digestBytes = 8
 
-	// maxTokenBytes bounds what is decoded. Positions are a few ids and times.
+	// maxTokenBytes bounds what is decoded, and so what is made. Positions are a
+	// few ids and times.
 	maxTokenBytes = 1024
 )
 
@@ -44,7 +45,12 @@ func Encode[P any](kind string, position P, query ...any) (string, error) {
 	raw = append(raw, version)
 	raw = append(raw, digest(kind, query)...)
 	raw = append(raw, body...)
-	return base64.RawURLEncoding.EncodeToString(raw), nil
+	token := base64.RawURLEncoding.EncodeToString(raw)
+	if len(token) > maxTokenBytes {
+		// Better no page than a token that Decode would refuse.
+		return "", fmt.Errorf("encode the position of a %s page: it has %d bytes, more than a token holds", kind, len(body))
+	}
+	return token, nil
 }
 
 // Decode returns the position in token, or nil for the empty token: the first

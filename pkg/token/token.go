@@ -149,9 +149,8 @@ func parse(raw, typ string) (*jose.JSONWebSignature, string, error) {
 	if len(raw) == 0 || len(raw) > maxSize {
 		return nil, "", fmt.Errorf("%w: bad size", ErrInvalid)
 	}
-	// The library skips white space; one token shall have one spelling.
-	if strings.ContainsAny(raw, " \t\r\n") {
-		return nil, "", fmt.Errorf("%w: white space", ErrInvalid)
+	if !spelledOnce(raw) {
+		return nil, "", fmt.Errorf("%w: not in its one spelling", ErrInvalid)
 	}
 	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.EdDSA})
 	if err != nil {
@@ -169,6 +168,21 @@ func parse(raw, typ string) (*jose.JSONWebSignature, string, error) {
 		return nil, "", err
 	}
 	return jws, header.KeyID, nil
+}
+
+// spelledOnce says whether a token is spelled as its signer spelled it. The
+// library skips white space and ignores the last bits of a segment, and it
+// verifies what it has decoded; then one token would have many spellings.
+func spelledOnce(raw string) bool {
+	if strings.ContainsAny(raw, " \t\r\n") {
+		return false
+	}
+	for segment := range strings.SplitSeq(raw, ".") {
+		if _, err := base64.RawURLEncoding.Strict().DecodeString(segment); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // onlyKnownHeaders refuses every header parameter that we do not write
