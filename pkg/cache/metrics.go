@@ -1,0 +1,79 @@
+package cache
+
+import (
+	"context"
+	"errors"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// result is how a value was come by: an attribute of cache_requests_total.
+type result int
+
+const (
+	// hit: from Redis.
+	hit result = iota
+	// shared: from the source, by another call of this process that was reading it.
+	shared
+	// miss: from the source, and put into Redis.
+	miss
+	// away: from the source, because Redis could not be asked.
+	away
+	// failed: the source could not be read.
+	failed
+	results
+)
+
+func (r result) String() string {
+	return [...]string{"hit", "shared", "miss", "away", "failed"}[r]
+}
+
+// The results of cache_invalidations_total.
+const (
+	invalidated = iota
+	notInvalidated
+	invalidations
+)
+
+// instruments count for one cache; sets of attributes are made once, because hits
+// are many.
+type instruments struct {
+	requests      metric.Int64Counter
+	invalidations metric.Int64Counter
+	byResult      [results]metric.MeasurementOption
+	byOutcome     [invalidations]metric.MeasurementOption
+}
+
+func newInstruments(name string) (*instruments, error) {
+	meter := otel.Meter("github.com/parleychat/parley/pkg/cache")
+	m := &instruments{}
+	var errs [2]error
+	m.requests, errs[0] = meter.Int64Counter("cache_requests_total",
+		metric.WithDescription("Values asked of a cache, by where they came from: hit, shared, miss, away, failed."))
+	m.invalidations, errs[1] = meter.Int64Counter("cache_invalidations_total",
+		metric.WithDescription("Values that a cache was told to forget, by outcome: done or failed."))
+	cache := attribute.String("cache", name)
+	for r := range m.byResult {
+		m.byResult[r] = metric.WithAttributeSet(attribute.NewSet(cache, attribute.String("result", result(r).String())))
+	}
+	for i, outcome := range []string{invalidated: "done", notInvalidated: "failed"} {
+		m.byOutcome[i] = metric.WithAttributeSet(attribute.NewSet(cache, attribute.String("result", outcome)))
+	}
+	return m, errors.Join(errs[:]...)
+}
+
+func (m *instruments) count(ctx context.Context, r result, n int) {
+	if n > 0 {
+		m.requests.Add(ctx, int64(n), m.byResult[r])
+	}
+}
+
+func (m *instruments) forgot(ctx context.Context, n int, err error) {
+	outcome := invalidated
+	if err != nil {
+		outcome = notInvalidated
+	}
+	m.invalidations.Add(ctx, int64(n), m.byOutcome[outcome])
+}
