@@ -102,7 +102,10 @@ func parse(raw string) (opt rueidis.ClientOption, cluster bool, err error) {
 			return opt, false, fmt.Errorf("the URL of Redis has a parameter %q; known are %s", parameter, strings.Join(parameters, ", "))
 		}
 	}
-	if opt, err = rueidis.ParseURL(raw); err != nil {
+	if u.Path == "/" {
+		u.Path = "" // no database rather than one without a name
+	}
+	if opt, err = rueidis.ParseURL(u.String()); err != nil {
 		return opt, false, errors.New("the URL of Redis does not parse") // the cause may quote the password
 	}
 	switch query.Get("cluster") {
@@ -123,7 +126,8 @@ func parse(raw string) (opt rueidis.ClientOption, cluster bool, err error) {
 	if opt.ConnWriteTimeout == 0 {
 		opt.ConnWriteTimeout = writeTimeout
 	}
-	return opt, cluster, secure(&opt, query)
+	err = secure(&opt, query)
+	return opt, cluster, err
 }
 
 // secure fills in what the files of a URL say about TLS.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -82,9 +83,7 @@ func (c *Cache[K, V]) load(ctx context.Context, keys []K, found map[K]V, how res
 		c.metrics.count(ctx, failed, len(keys))
 		return err
 	}
-	for k, v := range loaded {
-		found[k] = v
-	}
+	maps.Copy(found, loaded)
 	c.metrics.count(ctx, how, len(keys))
 	return nil
 }
@@ -138,9 +137,7 @@ func (c *Cache[K, V]) fill(ctx context.Context, keys []K, found map[K]V) error {
 		c.put(ctx, mine, func(leased[K, V]) []byte { return nil })
 		return err
 	}
-	for k, v := range loaded {
-		found[k] = v
-	}
+	maps.Copy(found, loaded)
 	c.metrics.count(ctx, miss, len(all))
 	c.put(ctx, mine, func(l leased[K, V]) []byte {
 		if !l.flight.there {

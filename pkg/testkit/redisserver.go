@@ -16,11 +16,11 @@ import (
 
 var redisProgram = installed{program: "redis-server", env: "PARLEY_REDIS_BIN", ensure: "tools/redis/ensure"}
 
-// RealRedis starts a redis-server of the test's own and returns its URL: what is tested against the embedded
+// RealRedis starts a redis-server of the test's own, with further arguments, and returns its URL: what is tested against the embedded
 // server is tested against the real one too.
-func RealRedis(t testing.TB) string {
+func RealRedis(t testing.TB, args ...string) string {
 	t.Helper()
-	return "redis://" + startRedisServer(t, serverDir(t)).addr() + "/0"
+	return "redis://" + startRedisServer(t, serverDir(t), args...).addr() + "/0"
 }
 
 // clusterNodes is how many masters RedisCluster has: the fewest that a cluster takes.
