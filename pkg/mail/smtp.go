@@ -41,7 +41,9 @@ func newTransport(s Settings) (*transport, error) {
 // code only: the text of the answer often repeats the address.
 type refusedError struct{ code int }
 
-func (e refusedError) Error() string { return fmt.Sprintf("the mail server refuses it with code %d", e.code) }
+func (e refusedError) Error() string {
+	return fmt.Sprintf("the mail server refuses it with code %d", e.code)
+}
 
 // domain is that of the sender, for the Message-ID and the greeting.
 func (t *transport) domain() string {
@@ -133,7 +135,10 @@ func (t *transport) greet(conn net.Conn) (*smtp.Client, error) {
 	if mechanisms := strings.Fields(offered); !contains(mechanisms, "PLAIN") && contains(mechanisms, "LOGIN") {
 		auth = smtp.LoginAuth(s.User, s.Password, s.Host, false)
 	}
-	return client, client.Auth(auth)
+	if err := client.Auth(auth); err != nil {
+		return nil, err
+	}
+	return client, nil
 }
 
 func contains(list []string, word string) bool {
@@ -145,10 +150,11 @@ func contains(list []string, word string) bool {
 	return false
 }
 
-// transact is one mail.
+// transact is one mail. A refusal of the sender is about our settings, not about
+// the mail, so it is never for good.
 func transact(client *smtp.Client, from, to string, raw []byte) error {
 	if err := client.Mail(from); err != nil {
-		return fmt.Errorf("name the sender: %w", judged(err))
+		return fmt.Errorf("name the sender: %w", plain(err))
 	}
 	if err := client.Rcpt(to); err != nil {
 		return fmt.Errorf("name the recipient: %w", judged(err))

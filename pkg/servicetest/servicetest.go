@@ -29,6 +29,7 @@ import (
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/config"
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/mailsink"
 	"github.com/parleychat/parley/pkg/postgres"
 	"github.com/parleychat/parley/pkg/rpc"
 	"github.com/parleychat/parley/pkg/service"
@@ -64,6 +65,8 @@ type Options struct {
 	// Database and NATSURL replace the shared servers, for tests that kill theirs.
 	Database *testkit.Database
 	NATSURL  string
+	// Mail names a service that sends mails: it sends them to Harness.Mail.
+	Mail string
 	// Log replaces the test's log.
 	Log *slog.Logger
 	// Services are the names of the deployment's services, for tests in which some
@@ -77,6 +80,8 @@ type Harness struct {
 	Clock *clock.Fake
 	// Bus is a connection of the test's own.
 	Bus *event.Bus
+	// Mail is the mail server of the test, if Options name who sends mails.
+	Mail *testkit.Inbox
 
 	t       testing.TB
 	opts    Options
@@ -148,6 +153,10 @@ func newHarness(t testing.TB, opts Options) *Harness {
 		}
 		h.Clock = clock.NewFake(opts.At)
 		h.clock = h.Clock
+	}
+	if opts.Mail != "" {
+		h.Mail = testkit.Mail(t, mailsink.Options{Log: h.log, Clock: h.clock})
+		h.opts.Settings = append(h.Mail.Settings(opts.Mail), opts.Settings...)
 	}
 	key := newKey(t)
 	h.userKey = token.SigningKey{ID: "servicetest", Private: key}
