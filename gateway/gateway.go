@@ -70,6 +70,7 @@ type Gateway struct {
 	revocations *token.Revocations
 	pages       http.Handler
 	tracer      trace.Tracer
+	meter       metric.Meter
 	propagator  propagation.TextMapPropagator
 
 	// base lives as long as the process: calls of sockets and metrics.
@@ -99,14 +100,15 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		return nil, err
 	}
 	deps.fill()
-	metrics, err := newMetrics(deps.Meter.Meter(scope))
+	meter := deps.Meter.Meter(scope)
+	metrics, err := newMetrics(meter)
 	if err != nil {
 		return nil, err
 	}
 	g := &Gateway{
 		cfg: cfg, log: deps.Log, clock: deps.Clock,
 		verifier: deps.Verifier, revocations: deps.Revocations, pages: deps.Pages,
-		tracer: deps.Tracer.Tracer(scope), propagator: deps.Propagator,
+		tracer: deps.Tracer.Tracer(scope), meter: meter, propagator: deps.Propagator,
 		base: context.WithoutCancel(ctx), start: time.Now(),
 		metrics: metrics, admission: admission, upgrader: newUpgrader(),
 		errors: connect.NewErrorWriter(),

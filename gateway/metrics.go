@@ -62,7 +62,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	errs[1] = err
 	m.delivery, errs[2] = meter.Float64Histogram("gateway_push_delivery", metric.WithUnit("s"),
 		metric.WithDescription("Time from the arrival of a push on the bus to its write to a socket, the longest of each write."),
-		metric.WithExplicitBucketBoundaries(.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10))
+		metric.WithExplicitBucketBoundaries(.0001, .0003, .001, .003, .01, .02, .05, .1, .3, 1, 3, 10))
 	m.closes, errs[3] = meter.Int64Counter("gateway_closes",
 		metric.WithDescription("Sockets that ended, by close code; 1006 is without one."))
 	m.rpc, errs[4] = meter.Float64Histogram("gateway_rpc_duration", metric.WithUnit("s"),
@@ -90,10 +90,8 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 func (m *metrics) observeFrames(frames metric.Int64Observable) metric.Callback {
 	direction := func(o metric.Observer, name string, counts *[kinds]atomic.Int64) {
 		for k := range kinds {
-			if n := counts[k].Load(); n > 0 {
-				o.ObserveInt64(frames, n, metric.WithAttributes(
-					attribute.String("direction", name), attribute.String("kind", k.String())))
-			}
+			o.ObserveInt64(frames, counts[k].Load(), metric.WithAttributes(
+				attribute.String("direction", name), attribute.String("kind", k.String())))
 		}
 	}
 	return func(_ context.Context, o metric.Observer) error {

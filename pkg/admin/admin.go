@@ -199,6 +199,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 // Serve answers on l until ctx ends, and closes l. Running requests are cut off:
 // nobody waits for a probe or a profile.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer s.measure(ctx)()
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -46,6 +46,8 @@ type Bus struct {
 	js       jetstream.JetStream
 	barriers *barriers
 	metrics  *metrics
+	// unmeasure ends the metrics of the connection.
+	unmeasure func() error
 }
 
 // Connect opens a bus. A server that is away is no error: the bus connects when
@@ -80,6 +82,9 @@ func Connect(ctx context.Context, cfg Config, log *slog.Logger) (*Bus, error) {
 		jetstream.WithDefaultTimeout(cfg.PublishTimeout))
 	if err == nil {
 		b.barriers, err = listenForAnswers(b.conn)
+	}
+	if err == nil {
+		b.unmeasure, err = b.measure()
 	}
 	if err != nil {
 		b.conn.Close()
@@ -159,6 +164,9 @@ func (b *Bus) Ready(ctx context.Context) error {
 
 // Close ends the connection. What is not acknowledged counts as not published.
 func (b *Bus) Close() {
+	if err := b.unmeasure(); err != nil {
+		b.log.Warn("metrics of the bus", "error", err)
+	}
 	b.barriers.stop()
 	b.js.CleanupPublisher()
 	b.conn.Close()

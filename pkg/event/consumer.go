@@ -27,7 +27,8 @@ type consumer struct {
 	l   Listener
 	log *slog.Logger
 
-	work sync.WaitGroup
+	work  sync.WaitGroup
+	state backlog
 
 	mu sync.Mutex
 	// failures counts per event, here and not in JetStream's delivery count:
@@ -124,6 +125,7 @@ func (c *consumer) ensure(ctx context.Context) (jetstream.Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ensure consumer: %w", err)
 	}
+	c.state.consumer.Store(&cons)
 	return cons, nil
 }
 

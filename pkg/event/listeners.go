@@ -125,9 +125,12 @@ func (ls *Listeners) Run(ctx context.Context) error {
 	listeners := ls.listeners
 	ls.mu.Unlock()
 	group, ctx := errgroup.WithContext(ctx)
+	consumers := make([]*consumer, 0, len(listeners))
 	for _, l := range listeners {
 		c := &consumer{ls: ls, l: l, log: ls.log.With("listener", l.Name), failures: map[string]int{}}
+		consumers = append(consumers, c)
 		group.Go(func() error { return c.run(ctx) })
 	}
+	group.Go(func() error { return ls.measure(ctx, consumers) })
 	return group.Wait()
 }

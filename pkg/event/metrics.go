@@ -2,7 +2,9 @@ package event
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -22,23 +24,54 @@ const (
 )
 
 type metrics struct {
-	events metric.Int64Counter
-	dead   metric.Int64Counter
+	events  metric.Int64Counter
+	dead    metric.Int64Counter
+	delay   metric.Float64Histogram
+	pending metric.Int64Gauge
+	parked  metric.Int64Gauge
 }
 
 func newMetrics() (*metrics, error) {
 	meter := otel.Meter(scope)
-	events, err := meter.Int64Counter("listener_events_total",
+	m := &metrics{}
+	var errs [5]error
+	m.events, errs[0] = meter.Int64Counter("listener_events_total",
 		metric.WithDescription("Events that listeners have had, by outcome."))
-	if err != nil {
-		return nil, fmt.Errorf("make metric: %w", err)
-	}
-	dead, err := meter.Int64Counter("listener_dead_letters_total",
+	m.dead, errs[1] = meter.Int64Counter("listener_dead_letters_total",
 		metric.WithDescription("Events parked as dead letters."))
-	if err != nil {
-		return nil, fmt.Errorf("make metric: %w", err)
+	m.delay, errs[2] = meter.Float64Histogram("listener_delay_seconds", metric.WithUnit("s"),
+		metric.WithDescription("From an event to its effect, of those that had their effect."),
+		metric.WithExplicitBucketBoundaries(.005, .02, .05, .1, .5, 1, 5, 30, 120, 600, 3600))
+	m.pending, errs[3] = meter.Int64Gauge("listener_pending_events",
+		metric.WithDescription("Events that a listener has before it, those under way included; asked for every 15 s."))
+	m.parked, errs[4] = meter.Int64Gauge("dead_letters_stored",
+		metric.WithDescription("Dead letters that wait for a person; asked for every 15 s."))
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("make metrics: %w", err)
 	}
-	return &metrics{events: events, dead: dead}, nil
+	return m, nil
+}
+
+func ofListener(service, listener string) metric.MeasurementOption {
+	return metric.WithAttributes(attribute.String("service", service), attribute.String("listener", listener))
+}
+
+// start begins the counters whose first step matters: an alert sees a rise, and a
+// counter that begins at one has not risen.
+func (m *metrics) start(ctx context.Context, service, listener string) {
+	m.dead.Add(ctx, 0, ofListener(service, listener))
+}
+
+func (m *metrics) backlog(ctx context.Context, service, listener string, events int64) {
+	m.pending.Record(ctx, events, ofListener(service, listener))
+}
+
+func (m *metrics) letters(ctx context.Context, service, listener string, letters int64) {
+	m.parked.Record(ctx, letters, ofListener(service, listener))
+}
+
+func (m *metrics) took(ctx context.Context, service, listener string, delay time.Duration) {
+	m.delay.Record(ctx, max(0, delay.Seconds()), ofListener(service, listener))
 }
 
 func (m *metrics) count(ctx context.Context, service, listener, outcome string) {

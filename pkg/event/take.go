@@ -48,6 +48,7 @@ func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
 	err := c.effect(ctx, ev)
 	switch {
 	case err == nil:
+		c.ls.bus.metrics.took(ctx, c.ls.service, c.l.Name, c.ls.clock.Now().Sub(ev.GetTime().AsTime()))
 		c.settle(ctx, msg, ev, outcomeDone)
 	case errors.Is(err, errDuplicate):
 		c.settle(ctx, msg, ev, outcomeDuplicate)

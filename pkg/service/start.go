@@ -12,9 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/exaring/otelpgx"
 	"github.com/redis/rueidis"
-	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/parleychat/parley/pkg/admin"
 	"github.com/parleychat/parley/pkg/clock"
@@ -163,9 +161,6 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 			pool.Close()
 		}
 	}()
-	if err := otelpgx.RecordStats(pool, otelpgx.WithStatsAttributes(attribute.String("service", def.Name))); err != nil {
-		log.WarnContext(ctx, "the pool is not measured", "error", err)
-	}
 	settings := deps.Settings
 	if settings == nil {
 		settings = config.NewSource(Prefix(def.Name), nil)
@@ -251,6 +246,7 @@ func (s *starting) group() *lifecycle.Group {
 		g.Add(t.phase, t.name, t.run)
 	}
 	g.Add(lifecycle.Relay, "outbox", rt.Outbox.Run)
+	g.Add(lifecycle.Relay, "metrics", s.measure)
 	g.OnStop(lifecycle.Store, "database pool", func(ctx context.Context) error { return closePool(ctx, rt) })
 	return g
 }

@@ -82,3 +82,14 @@ func (s *starting) prepareTables(ctx context.Context) {
 		s.rt.Log.WarnContext(ctx, "the partitions could not be made yet", "error", err)
 	}
 }
+
+// measure has the metrics tell of the pool while the service runs.
+func (s *starting) measure(ctx context.Context) error {
+	stop, err := postgres.Measure(s.rt.DB, s.rt.Name)
+	if err != nil {
+		s.rt.Log.WarnContext(ctx, "the pool is not measured", "error", err)
+		return nil
+	}
+	<-ctx.Done()
+	return stop()
+}

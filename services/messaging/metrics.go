@@ -64,6 +64,11 @@ func (m *metrics) send(ctx context.Context, o outcome) { m.sends.Add(ctx, 1, m.b
 
 // observe reads depth for messaging_queue_depth until ctx ends.
 func (m *metrics) observe(ctx context.Context, depth func() int64) error {
+	// An alert sees a rise, and a counter that begins at one has not risen.
+	m.pushFailures.Add(ctx, 0)
+	for o := outcomeAppended; o <= outcomeFailed; o++ {
+		m.sends.Add(ctx, 0, m.bySend[o])
+	}
 	registration, err := otel.Meter(scope).RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		o.ObserveInt64(m.queueDepth, depth())
 		return nil
