@@ -164,10 +164,7 @@ func (d *Device) receive(push *realtimev1.Push) {
 func (d *Device) follow(ctx context.Context, conn *Conn) error {
 	idle := d.cfg.IdleInterval
 	if idle == 0 {
-		idle = conn.Welcome().GetIdleInterval().AsDuration()
-	}
-	if idle == 0 {
-		idle = 2 * time.Minute
+		idle = idleOf(conn.Welcome())
 	}
 	timer := time.NewTimer(spread(idle))
 	defer timer.Stop()
@@ -205,7 +202,15 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 // present one, by the server's own clock.
 func renewIn(w *realtimev1.Welcome) time.Duration {
 	left := w.GetTokenExpiresAt().AsTime().Sub(w.GetServerTime().AsTime())
-	return max(left*4/5, time.Second)
+	return max(left/5*4, time.Second)
+}
+
+// idleOf is the server's advice for how long to hear nothing before syncing.
+func idleOf(w *realtimev1.Welcome) time.Duration {
+	if advice := w.GetIdleInterval().AsDuration(); advice > 0 {
+		return advice
+	}
+	return 2 * time.Minute
 }
 
 // renew prolongs the connection and returns when to do it again. A failure is

@@ -18,13 +18,18 @@ import (
 // revoked; the reason says which.
 const CloseUnauthentic = 4401
 
+// maxAdvice is the longest that a server may keep a client away; gateways ask for
+// a minute at most.
+const maxAdvice = 10 * time.Minute
+
 // CloseError says that the server closed the connection, and what it advised.
 type CloseError struct {
 	// Code is the WebSocket close code; docs/protocol.md lists them.
 	Code int
 	// Reason is the text beside it.
 	Reason string
-	// ReconnectAfter is how long to wait before the next try; 0 without advice.
+	// ReconnectAfter is how long to wait before the next try, ten minutes at most; 0
+	// without advice.
 	ReconnectAfter time.Duration
 }
 
@@ -41,16 +46,20 @@ func closeError(err error) error {
 	var advice struct {
 		ReconnectMS int64 `json:"reconnect_ms"`
 	}
-	// A reason that is no JSON carries no advice.
-	_ = json.Unmarshal([]byte(closed.Text), &advice)
-	return &CloseError{Code: closed.Code, Reason: closed.Text, ReconnectAfter: time.Duration(advice.ReconnectMS) * time.Millisecond}
+	// A reason that is no JSON carries no advice, and no advice keeps a client away
+	// for good.
+	if json.Unmarshal([]byte(closed.Text), &advice) != nil {
+		advice.ReconnectMS = 0
+	}
+	after := time.Duration(min(max(advice.ReconnectMS, 0), maxAdvice.Milliseconds())) * time.Millisecond
+	return &CloseError{Code: closed.Code, Reason: closed.Text, ReconnectAfter: after}
 }
 
 // replyError turns an error frame into what a Connect client over HTTP returns.
 func replyError(e *realtimev1.Error) *connect.Error {
 	var code connect.Code
-	if err := code.UnmarshalText([]byte(e.GetCode())); err != nil {
-		code = connect.CodeUnknown
+	if err := code.UnmarshalText([]byte(e.GetCode())); err != nil || code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
+		code = connect.CodeUnknown // the parser takes "code_0" and "code_99" as well
 	}
 	err := connect.NewError(code, errors.New(e.GetMessage()))
 	if e.GetInfo() != nil {
@@ -90,7 +99,7 @@ func retryable(err error) bool {
 	}
 }
 
-// retryAfter is the server's advice; 0 without one.
+// retryAfter is the server's advice, within the same bound; 0 without one.
 func retryAfter(err error) time.Duration {
-	return rpc.InfoOf(err).GetRetryAfter().AsDuration()
+	return min(max(rpc.InfoOf(err).GetRetryAfter().AsDuration(), 0), maxAdvice)
 }

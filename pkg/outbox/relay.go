@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/parleychat/parley/pkg/event"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
@@ -138,19 +139,34 @@ type storedRow struct {
 func (o *Outbox) read(ctx context.Context, stored []storedRow) []Row {
 	out := make([]Row, 0, len(stored))
 	for _, s := range stored {
-		var batch eventv1.EventBatch
 		row := Row{ID: s.ID, CreatedAt: s.CreatedAt}
-		err := proto.Unmarshal(s.Envelopes, &batch)
-		if err == nil {
-			row.events, err = complete(batch.GetEvents(), s.KeyVersions)
-		}
-		if err != nil {
+		var err error
+		if row.events, err = s.parse(); err != nil {
 			o.setAside(ctx, row, err)
 			continue
 		}
 		out = append(out, row)
 	}
 	return out
+}
+
+// parse gives the events that happened. One that no stream would take makes the
+// row unreadable: tried again and again, it would hold up the rows after it.
+func (s storedRow) parse() ([]*eventv1.Event, error) {
+	var batch eventv1.EventBatch
+	if err := proto.Unmarshal(s.Envelopes, &batch); err != nil {
+		return nil, fmt.Errorf("parse events: %w", err)
+	}
+	events, err := complete(batch.GetEvents(), s.KeyVersions)
+	if err != nil {
+		return nil, err
+	}
+	for _, ev := range events {
+		if err := event.Check(ev); err != nil {
+			return nil, err
+		}
+	}
+	return events, nil
 }
 
 // setAside keeps a row that can never be published, unmarked and loud, and out of

@@ -40,6 +40,9 @@ func userOf(subject string) (uuid.UUID, bool) {
 	if !found {
 		return uuid.Nil, false
 	}
+	if len(id) != len("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx") {
+		return uuid.Nil, false // the parser takes other spellings too; nobody subscribes those
+	}
 	user, err := uuid.Parse(id)
 	return user, err == nil
 }

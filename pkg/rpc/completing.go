@@ -88,7 +88,7 @@ type wireDetail struct {
 // or if it is no Connect error.
 func addReason(body []byte) ([]byte, bool) {
 	var wire wireError
-	if json.Unmarshal(body, &wire) != nil || wire.Code == 0 {
+	if json.Unmarshal(body, &wire) != nil || !isCode(wire.Code) {
 		return nil, false
 	}
 	for _, d := range wire.Details {

@@ -135,7 +135,7 @@ func ParseError(status int, body []byte) *connect.Error { return parseError(stat
 
 func parseError(status int, body []byte) *connect.Error {
 	var wire wireError
-	if err := json.Unmarshal(body, &wire); err != nil || wire.Code == 0 {
+	if err := json.Unmarshal(body, &wire); err != nil || !isCode(wire.Code) {
 		code := codeOfStatus(status)
 		return Error(code, reasonOfCode(code), "the service answered HTTP status %d", status)
 	}
@@ -154,6 +154,12 @@ func parseError(status int, body []byte) *connect.Error {
 		}
 	}
 	return out
+}
+
+// isCode says whether a code is one of Connect's. Its parser takes "code_0" and
+// "code_99" as well.
+func isCode(code connect.Code) bool {
+	return code >= connect.CodeCanceled && code <= connect.CodeUnauthenticated
 }
 
 // codeOfStatus is the table of the Connect protocol for answers that are not its
