@@ -1,0 +1,149 @@
+package presence
+
+import "github.com/redis/rueidis"
+
+// The scripts make keys of people from a prefix: those have the hash tag of the
+// keys that are named, so they stand in the same slot.
+
+// openScript begins a lease.
+//
+// Keys: lease, leases. Arguments: lease, its TTL, the TTL of the roll.
+var openScript = rueidis.NewLuaScript(`
+redis.call('SET', KEYS[1], '0', 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1`)
+
+// beatScript prolongs a lease; 0 if it has ended.
+//
+// Keys: lease, leases, of. Arguments: the TTL of the lease, that of the roll.
+var beatScript = rueidis.NewLuaScript(`
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+redis.call('PEXPIRE', KEYS[3], ARGV[2])
+return 1`)
+
+// closeScript ends a lease at once; Sweep does the rest.
+//
+// Keys: lease.
+var closeScript = rueidis.NewLuaScript(`return redis.call('DEL', KEYS[1])`)
+
+// reportScript writes down the devices of people, none as an empty text, and makes
+// those due for whom that is new. It answers 1; -1 without a lease; 0 if a later
+// report came before: a report that Redis was late to read, or got twice, must not
+// undo it.
+//
+// Keys: lease, of, due. Arguments: number, TTL of the lease, prefix of people,
+// lease, TTL of the roll, then person and devices by turns.
+var reportScript = rueidis.NewLuaScript(`
+local last = redis.call('GET', KEYS[1])
+if not last then return -1 end
+if tonumber(last) >= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local changed = false
+for i = 6, #ARGV, 2 do
+  local user, devices = ARGV[i], ARGV[i+1]
+  local key = ARGV[3] .. user
+  if devices == '' then
+    redis.call('HDEL', key, ARGV[4])
+    redis.call('SREM', KEYS[2], user)
+    redis.call('ZADD', KEYS[3], 0, user)
+    changed = true
+  else
+    if redis.call('HGET', key, ARGV[4]) ~= devices then
+      redis.call('HSET', key, ARGV[4], devices)
+      redis.call('ZADD', KEYS[3], 0, user)
+      changed = true
+    end
+    redis.call('SADD', KEYS[2], user)
+    redis.call('PEXPIRE', key, ARGV[5])
+  end
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+if changed then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
+return 1`)
+
+// claimScript takes people who are due, and makes them due again at a later moment
+// in case whoever took them dies. It answers person by person: id, whether somebody
+// took this one before and did not settle, and the fields of its hash.
+//
+// Keys: due. Arguments: now, the later moment, how many, prefix of people, TTL of
+// the roll.
+var claimScript = rueidis.NewLuaScript(`
+local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, tonumber(ARGV[3]))
+local out = {}
+for _, user in ipairs(users) do
+  local key = ARGV[4] .. user
+  local fields = redis.call('HGETALL', key)
+  local again = 0
+  if redis.call('HEXISTS', key, 'c') == 1 then again = 1 end
+  redis.call('HSET', key, 'c', '1')
+  redis.call('PEXPIRE', key, ARGV[5])
+  redis.call('ZADD', KEYS[1], ARGV[2], user)
+  out[#out+1] = {user, again, fields}
+end
+return out`)
+
+// settleScript ends claims. Who has changed since it was taken (0) stays due; who
+// was taken by somebody else meanwhile is theirs.
+//
+// Keys: due. Arguments: prefix of people, the moment of the claim, then by turns
+// person, when to look again (empty: not), and since when nobody is connected.
+var settleScript = rueidis.NewLuaScript(`
+for i = 3, #ARGV, 3 do
+  local user, again, left = ARGV[i], ARGV[i+1], ARGV[i+2]
+  local key = ARGV[1] .. user
+  local score = redis.call('ZSCORE', KEYS[1], user)
+  if score and tonumber(score) == tonumber(ARGV[2]) then
+    redis.call('HDEL', key, 'c')
+    if again == '' then
+      redis.call('HDEL', key, 'l')
+      redis.call('ZREM', KEYS[1], user)
+    else
+      redis.call('HSET', key, 'l', left)
+      redis.call('ZADD', KEYS[1], again, user)
+    end
+  elseif score and tonumber(score) == 0 then
+    redis.call('HDEL', key, 'c')
+  end
+end
+return 1`)
+
+// doubtScript makes people due, as if they had been taken before and not settled:
+// whoever looks at them then tells what there is, also if nothing is new.
+//
+// Keys: due. Arguments: prefix of people, when, TTL of the roll, people.
+var doubtScript = rueidis.NewLuaScript(`
+for i = 4, #ARGV do
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if not score or tonumber(score) > tonumber(ARGV[2]) then
+    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[i])
+  end
+  redis.call('HSET', ARGV[1] .. ARGV[i], 'c', '1')
+  redis.call('PEXPIRE', ARGV[1] .. ARGV[i], ARGV[3])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1`)
+
+// sweepScript takes back what stands under leases that have ended, up to a number
+// of people, and answers with how many those were.
+//
+// Keys: leases, due. Arguments: prefix of leases, prefix of their people, prefix of
+// people, how many, TTL of the roll.
+var sweepScript = rueidis.NewLuaScript(`
+local left = tonumber(ARGV[4])
+local swept = 0
+for _, lease in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if left > 0 and redis.call('EXISTS', ARGV[1] .. lease) == 0 then
+    local of = ARGV[2] .. lease
+    for _, user in ipairs(redis.call('SPOP', of, left)) do
+      redis.call('HDEL', ARGV[3] .. user, lease)
+      redis.call('ZADD', KEYS[2], 0, user)
+      left = left - 1
+      swept = swept + 1
+    end
+    if redis.call('SCARD', of) == 0 then redis.call('SREM', KEYS[1], lease) end
+  end
+end
+if swept > 0 then redis.call('PEXPIRE', KEYS[2], ARGV[5]) end
+return swept`)
