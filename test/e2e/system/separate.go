@@ -108,6 +108,7 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 			variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
 			variable(name, "SERVICE_KEY", base64.StdEncoding.EncodeToString(p.keys[name].Seed())),
 			variable(name, "SERVICE_PUBLIC_KEYS", p.publicKeys()),
+			variable(name, "SERVICES", strings.Join(domains, ",")),
 		)
 	}
 	env = append(env,
