@@ -46,6 +46,8 @@ const (
 	// pause is for how long Redis is left alone after it failed: otherwise every
 	// read would wait for a server that hangs.
 	pause = 500 * time.Millisecond
+	// warnEvery keeps an outage from filling the log.
+	warnEvery = 10 * time.Second
 	// leaseLife bounds how long a process that dies while it loads keeps others
 	// from filling the value. They load meanwhile; nobody waits.
 	leaseLife = 3 * time.Second
@@ -97,9 +99,10 @@ type Cache[K comparable, V any] struct {
 	// Leases are this process's name and a number.
 	process string
 	leases  atomic.Uint64
-	// awayUntil is when Redis is tried again, on this process's stopwatch.
-	awayUntil atomic.Int64
-	started   time.Time
+	// awayUntil is when Redis is tried again, warned when that was last told, on
+	// this process's stopwatch.
+	awayUntil, warned atomic.Int64
+	started           time.Time
 
 	mu      sync.Mutex
 	flights map[string]*flight[V] // by lease
@@ -231,7 +234,8 @@ func (c *Cache[K, V]) rest(ctx context.Context, err error) {
 		return
 	}
 	now := int64(time.Since(c.started))
-	if before := c.awayUntil.Swap(now + int64(pause)); before < now {
+	c.awayUntil.Store(now + int64(pause))
+	if warned := c.warned.Load(); (warned == 0 || now-warned > int64(warnEvery)) && c.warned.CompareAndSwap(warned, now) {
 		c.log.WarnContext(ctx, "Redis cannot be asked; reading from the source", "error", err)
 	}
 }
