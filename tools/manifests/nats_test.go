@@ -38,6 +38,22 @@ func sources(t *testing.T, domain string) []string {
 	return slices.Compact(names)
 }
 
+// mailers are the services that send mails, by their code: each has a queue of its own.
+func mailers(t *testing.T) []string {
+	t.Helper()
+	names := []string{}
+	for _, domain := range domains(t) {
+		for _, path := range glob(t, "services/"+domain+"/*.go") {
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			if strings.Contains(string(text), "/pkg/mail\"\n") && !slices.Contains(names, domain) {
+				names = append(names, domain)
+			}
+		}
+	}
+	return names
+}
+
 // A real server takes the permissions; each login does what its program does, and
 // is refused what is another's.
 func TestLoginsOfNATS(t *testing.T) {
@@ -53,7 +69,7 @@ func TestLoginsOfNATS(t *testing.T) {
 	}
 	assert.ElementsMatch(t, append(domains(t), "gateway"), users, "one login each")
 	var faults []string
-	ask(t, "nats", map[string]any{"Permissions": permissions, "Sources": listening}, &faults)
+	ask(t, "nats", map[string]any{"Permissions": permissions, "Sources": listening, "Mailers": mailers(t)}, &faults)
 	assert.Empty(t, faults)
 }
 

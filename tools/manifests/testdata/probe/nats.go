@@ -17,7 +17,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/pkg/realtime"
 	barrierv1 "github.com/parleychat/parley/proto/gen/parley/barrier/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -29,6 +31,8 @@ type wall struct {
 	Permissions string
 	// Sources are the domains that each service listens to.
 	Sources map[string][]string
+	// Mailers are the services with a queue of mails.
+	Mailers []string
 }
 
 // trial is one run against a server with those permissions.
@@ -76,6 +80,9 @@ func logins(ctx context.Context) (faults []string, err error) {
 		if name != "gateway" {
 			note(t.publishes(ctx, name))
 		}
+	}
+	for _, name := range t.Mailers {
+		note(t.mails(ctx, name))
 	}
 	for name := range t.Sources {
 		note(t.reads(ctx, name))
@@ -185,6 +192,44 @@ func (t *trial) listens(ctx context.Context, name, source string) error {
 	return msg.DoubleAck(ctx)
 }
 
+// mails is what a queue of mails does, over its real code: the stream is made, a mail is
+// stored, fetched, tried in vain at a port where nobody is, and given back.
+func (t *trial) mails(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	tried := make(chan struct{}, 1)
+	queue, err := mail.New(mail.Config{
+		Service: name, Bus: t.buses[name], Key: make([]byte, 32), Clock: clock.System(), Log: slog.New(slog.DiscardHandler),
+		Settings: mail.Settings{Host: "127.0.0.1", Port: 1, Security: "none", From: "probe@example.org", Timeout: time.Second},
+		Backoff: func(int) time.Duration {
+			select {
+			case tried <- struct{}{}:
+			default:
+			}
+			return time.Minute
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("%s has no queue of mails: %w", name, err)
+	}
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- queue.Run(running) }()
+	defer func() { stop(); <-done }()
+	err = queue.Send(ctx, mail.Message{
+		ID: uuid.New(), To: "probe@example.org", Template: mail.PasswordChanged, Data: map[string]string{"username": "probe"},
+	})
+	if err != nil {
+		return fmt.Errorf("%s cannot queue a mail: %w", name, err)
+	}
+	select {
+	case <-tried:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s cannot work on its queue of mails", name)
+	}
+}
+
 // stays is what nobody may: to speak for others, or to hear them.
 func (t *trial) stays(name string) error {
 	forbidden := []string{"$JS.API.STREAM.DELETE.events-auth", "$JS.API.STREAM.PURGE.events-" + name, "$JS.API.STREAM.UPDATE.events-auth"}
@@ -196,6 +241,14 @@ func (t *trial) stays(name string) error {
 			forbidden = append(forbidden, "$JS.API.CONSUMER.CREATE."+event.StreamName(other)+".probe")
 		}
 	}
+	for _, mailer := range t.Mailers {
+		if mailer != name {
+			stream := "mail-" + mailer
+			forbidden = append(forbidden, "mail."+mailer, "$JS.API.STREAM.CREATE."+stream, "$JS.API.CONSUMER.CREATE."+stream+".probe",
+				"$JS.API.CONSUMER.MSG.NEXT."+stream+".auth--mail")
+		}
+		forbidden = append(forbidden, "$JS.API.STREAM.MSG.GET.mail-"+mailer, "$JS.API.STREAM.DELETE.mail-"+mailer)
+	}
 	if name != "messaging" {
 		forbidden = append(forbidden, realtime.Subject(uuid.New()))
 	}
@@ -205,7 +258,7 @@ func (t *trial) stays(name string) error {
 			return fmt.Errorf("%s may publish %s", name, subject)
 		}
 	}
-	for _, subject := range []string{"event.>", "dead.>", "$JS.>"} {
+	for _, subject := range []string{"event.>", "dead.>", "mail.>", "$JS.>"} {
 		if !denied(conn, subject, func() error { return subscribed(conn, subject) }) {
 			return fmt.Errorf("%s may subscribe to %s", name, subject)
 		}
