@@ -126,10 +126,11 @@ func (s *Service) fetch(ctx context.Context, missing []string) ([]*userv1.User, 
 		}
 		ids = append(ids, id)
 		err = s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
-			return create(ctx, tx, emit, profile{
+			_, err := create(ctx, tx, emit, profile{
 				id: id, username: a.GetUsername(), displayName: a.GetDisplayName(),
 				accountVersion: a.GetVersion(), createdAt: a.GetCreatedAt().AsTime(),
 			})
+			return err
 		})
 		if err != nil {
 			return nil, err
@@ -142,24 +143,29 @@ func (s *Service) fetch(ctx context.Context, missing []string) ([]*userv1.User, 
 	return s.read(ctx, ids)
 }
 
-// create makes a profile and emits user.created, both in tx, unless the person has one.
-func create(ctx context.Context, tx pgx.Tx, emit emitFunc, p profile) error {
+// create makes a profile and emits user.created, both in tx. False: the person has one.
+func create(ctx context.Context, tx pgx.Tx, emit emitFunc, p profile) (bool, error) {
+	p.displayName = displayNameOr(p.displayName, p.username)
 	created, err := db.New(tx).ProfileCreate(ctx, db.ProfileCreateParams{
-		ID: p.id, Username: p.username, DisplayName: p.displayName, Version: firstVersion,
-		AccountVersion: p.accountVersion, CreatedAt: p.createdAt,
+		ID: p.id, Username: p.username, DisplayName: p.displayName, Search: searchText(p.username, p.displayName),
+		Version: firstVersion, AccountVersion: p.accountVersion, CreatedAt: p.createdAt,
 	})
 	if err != nil {
-		return fmt.Errorf("insert profile: %w", err)
+		return false, fmt.Errorf("insert profile: %w", err)
 	}
 	if created == 0 {
-		return nil
+		return false, nil
 	}
-	return emit(userCreated(p))
+	return true, emit(userCreated(p))
 }
 
+// toProto shows nothing of who was deleted but that.
 func toProto(row db.ProfilesByIDRow) *userv1.User {
+	if row.Deleted {
+		return &userv1.User{Id: row.ID.String(), Version: row.Version, Deleted: true}
+	}
 	return &userv1.User{
-		Id: row.ID.String(), Username: row.Username, DisplayName: row.DisplayName,
+		Id: row.ID.String(), Username: row.Username, DisplayName: row.DisplayName, Bio: row.Bio,
 		CreatedAt: timestamppb.New(row.CreatedAt), Version: row.Version,
 	}
 }

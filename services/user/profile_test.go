@@ -2,9 +2,11 @@ package user_test
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
@@ -30,10 +32,33 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeAuth struct {
 	authv1connect.UnimplementedAuthServiceHandler
 
-	mu       sync.Mutex
-	accounts map[string]*authv1.Account
-	away     bool
-	calls    atomic.Int32
+	authv1connect.UnimplementedConfirmationServiceHandler
+
+	mu        sync.Mutex
+	accounts  map[string]*authv1.Account
+	confirmed map[string]time.Time // by session
+	away      bool
+	calls     atomic.Int32
+}
+
+func (f *fakeAuth) CheckConfirmation(_ context.Context, req *authv1.CheckConfirmationRequest) (*authv1.CheckConfirmationResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away {
+		return nil, rpc.Error(connect.CodeUnavailable, errorv1.Reason_REASON_UNAVAILABLE, "away")
+	}
+	res := &authv1.CheckConfirmationResponse{}
+	if at, ok := f.confirmed[req.GetUserId()+" "+req.GetSessionId()]; ok {
+		res.ConfirmedAt = timestamppb.New(at)
+	}
+	return res, nil
+}
+
+// confirms notes that the owner of a session has proved to be it.
+func (f *fakeAuth) confirms(c servicetest.Caller, at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.confirmed[c.UserID.String()+" "+c.SessionID.String()] = at
 }
 
 func (f *fakeAuth) BatchGetAccounts(_ context.Context, req *authv1.BatchGetAccountsRequest) (*authv1.BatchGetAccountsResponse, error) {
@@ -68,10 +93,20 @@ func (f *fakeAuth) goesAway() {
 
 func start(t *testing.T) (*servicetest.Harness, *fakeAuth) {
 	t.Helper()
-	h := servicetest.Start(t, servicetest.Options{}, user.Definition())
-	auth := &fakeAuth{accounts: map[string]*authv1.Account{}}
-	_, handler := authv1connect.NewAuthServiceHandler(auth)
-	h.Stub("auth", handler)
+	return startWith(t, servicetest.Options{})
+}
+
+func startWith(t *testing.T, options servicetest.Options, more ...func(*http.ServeMux)) (*servicetest.Harness, *fakeAuth) {
+	t.Helper()
+	h := servicetest.Start(t, options, user.Definition())
+	auth := &fakeAuth{accounts: map[string]*authv1.Account{}, confirmed: map[string]time.Time{}}
+	mux := http.NewServeMux()
+	mux.Handle(authv1connect.NewAuthServiceHandler(auth))
+	mux.Handle(authv1connect.NewConfirmationServiceHandler(auth))
+	for _, add := range more {
+		add(mux)
+	}
+	h.Stub("auth", mux)
 	return h, auth
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"embed"
 	"io/fs"
+	"time"
 
+	"github.com/parleychat/parley/pkg/job"
 	"github.com/parleychat/parley/pkg/service"
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 	"github.com/parleychat/parley/proto/gen/parley/user/v1/userv1connect"
@@ -16,17 +18,37 @@ var migrationFiles embed.FS
 // Definition is what both shapes of the program start.
 func Definition() service.Definition {
 	migrations, _ := fs.Sub(migrationFiles, "migrations") // fails for invalid names only
-	return service.Definition{Name: "user", Migrations: migrations, Setup: setup}
+	return service.Definition{Name: "user", Migrations: migrations, Setup: setup, Settings: &settings{}}
 }
 
-func setup(_ context.Context, rt *service.Runtime) error {
+func setup(ctx context.Context, rt *service.Runtime) error {
+	var cfg settings
+	if err := rt.Config(&cfg); err != nil {
+		return err
+	}
+	if len(rt.Services) == 0 {
+		rt.Log.WarnContext(ctx, "nobody can be deleted and nothing exported: PARLEY_USER_SERVICES is not set")
+	}
 	s := &Service{
-		pool:     rt.DB,
-		outbox:   rt.Outbox,
-		accounts: authv1connect.NewAuthServiceClient(rt.Dial("auth")),
-		log:      rt.Log,
+		pool: rt.DB, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log,
+		accounts:      authv1connect.NewAuthServiceClient(rt.Dial("auth")),
+		confirmations: authv1connect.NewConfirmationServiceClient(rt.Dial("auth")),
+		searches:      newSearches(cfg.SearchLimit, rt.Clock),
+		services:      rt.Services, exporters: dialExporters(rt), exports: make(chan struct{}, cfg.ExportPlaces),
+		confirmationAge: cfg.ConfirmationAge, deletionGrace: cfg.DeletionGrace, erasureLate: cfg.ErasureLate,
+		exportsPerDay: cfg.ExportsPerDay,
 	}
 	rt.Handle(userv1connect.NewUserServiceHandler(s, rt.Options()...))
+	rt.Handle(userv1connect.NewProfileServiceHandler(s, rt.Options()...))
+	rt.Handle(userv1connect.NewDirectoryServiceHandler(s, rt.Options()...))
+	rt.Handle(userv1connect.NewDeletionServiceHandler(s, rt.Options()...))
+	rt.Handle(userv1connect.NewExportServiceHandler(s, rt.Options()...))
 	rt.Listen(s.listeners()...)
+	rt.Listen(s.reports()...)
+	rt.Job(job.Job{Name: "finish-deletions", Every: time.Minute, Run: s.finishDeletions})
+	rt.Job(job.Job{Name: "watch-erasures", Every: 10 * time.Minute, Run: s.warnOfLateErasures})
+	rt.Job(job.Job{Name: "index-names", Every: 10 * time.Minute, Run: s.indexNames})
+	rt.Job(job.Job{Name: "prune-exports", Every: time.Hour, Run: s.pruneExports})
+	rt.Go("erasure metrics", s.observeErasures)
 	return nil
 }

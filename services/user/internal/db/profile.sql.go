@@ -13,8 +13,8 @@ import (
 )
 
 const profileCreate = `-- name: ProfileCreate :execrows
-INSERT INTO profile (id, username, display_name, version, account_version, created_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO profile (id, username, display_name, search, version, account_version, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (id) DO NOTHING
 `
 
@@ -22,6 +22,7 @@ type ProfileCreateParams struct {
 	ID             uuid.UUID
 	Username       string
 	DisplayName    string
+	Search         string
 	Version        int64
 	AccountVersion int64
 	CreatedAt      time.Time
@@ -34,6 +35,7 @@ func (q *Queries) ProfileCreate(ctx context.Context, arg ProfileCreateParams) (i
 		arg.ID,
 		arg.Username,
 		arg.DisplayName,
+		arg.Search,
 		arg.Version,
 		arg.AccountVersion,
 		arg.CreatedAt,
@@ -44,16 +46,220 @@ func (q *Queries) ProfileCreate(ctx context.Context, arg ProfileCreateParams) (i
 	return result.RowsAffected(), nil
 }
 
+const profileDelete = `-- name: ProfileDelete :one
+UPDATE profile SET deleted_at = $1::timestamptz, version = version + 1 WHERE id = $2 RETURNING version
+`
+
+type ProfileDeleteParams struct {
+	DeletedAt time.Time
+	ID        uuid.UUID
+}
+
+// From now on the person looks deleted; what can be read goes with ProfileForget.
+func (q *Queries) ProfileDelete(ctx context.Context, arg ProfileDeleteParams) (int64, error) {
+	row := q.db.QueryRow(ctx, profileDelete, arg.DeletedAt, arg.ID)
+	var version int64
+	err := row.Scan(&version)
+	return version, err
+}
+
+const profileForUpdate = `-- name: ProfileForUpdate :one
+SELECT id, username, display_name, bio, locale, discoverable, version, account_version, created_at,
+    (deleted_at IS NOT NULL)::boolean AS deleted
+FROM profile WHERE id = $1
+FOR NO KEY UPDATE
+`
+
+type ProfileForUpdateRow struct {
+	ID             uuid.UUID
+	Username       string
+	DisplayName    string
+	Bio            string
+	Locale         string
+	Discoverable   bool
+	Version        int64
+	AccountVersion int64
+	CreatedAt      time.Time
+	Deleted        bool
+}
+
+// The lock makes changes of one profile take turns.
+func (q *Queries) ProfileForUpdate(ctx context.Context, id uuid.UUID) (ProfileForUpdateRow, error) {
+	row := q.db.QueryRow(ctx, profileForUpdate, id)
+	var i ProfileForUpdateRow
+	err := row.Scan(
+		&i.ID,
+		&i.Username,
+		&i.DisplayName,
+		&i.Bio,
+		&i.Locale,
+		&i.Discoverable,
+		&i.Version,
+		&i.AccountVersion,
+		&i.CreatedAt,
+		&i.Deleted,
+	)
+	return i, err
+}
+
+const profileForget = `-- name: ProfileForget :exec
+UPDATE profile
+SET username = '', display_name = '', bio = '', locale = '', discoverable = false, search = '',
+    deleted_at = coalesce(deleted_at, $1::timestamptz)
+WHERE id = $2
+`
+
+type ProfileForgetParams struct {
+	DeletedAt time.Time
+	ID        uuid.UUID
+}
+
+func (q *Queries) ProfileForget(ctx context.Context, arg ProfileForgetParams) error {
+	_, err := q.db.Exec(ctx, profileForget, arg.DeletedAt, arg.ID)
+	return err
+}
+
+const profileIndex = `-- name: ProfileIndex :exec
+UPDATE profile SET search = $1
+WHERE id = $2 AND username = $3 AND display_name = $4 AND deleted_at IS NULL
+`
+
+type ProfileIndexParams struct {
+	Search      string
+	ID          uuid.UUID
+	Username    string
+	DisplayName string
+}
+
+// The names in the condition: a row that was changed meanwhile has its search form.
+func (q *Queries) ProfileIndex(ctx context.Context, arg ProfileIndexParams) error {
+	_, err := q.db.Exec(ctx, profileIndex,
+		arg.Search,
+		arg.ID,
+		arg.Username,
+		arg.DisplayName,
+	)
+	return err
+}
+
+const profileOwn = `-- name: ProfileOwn :one
+SELECT id, username, display_name, bio, locale, discoverable, version, account_version, created_at,
+    (deleted_at IS NOT NULL)::boolean AS deleted
+FROM profile WHERE id = $1
+`
+
+type ProfileOwnRow struct {
+	ID             uuid.UUID
+	Username       string
+	DisplayName    string
+	Bio            string
+	Locale         string
+	Discoverable   bool
+	Version        int64
+	AccountVersion int64
+	CreatedAt      time.Time
+	Deleted        bool
+}
+
+func (q *Queries) ProfileOwn(ctx context.Context, id uuid.UUID) (ProfileOwnRow, error) {
+	row := q.db.QueryRow(ctx, profileOwn, id)
+	var i ProfileOwnRow
+	err := row.Scan(
+		&i.ID,
+		&i.Username,
+		&i.DisplayName,
+		&i.Bio,
+		&i.Locale,
+		&i.Discoverable,
+		&i.Version,
+		&i.AccountVersion,
+		&i.CreatedAt,
+		&i.Deleted,
+	)
+	return i, err
+}
+
+const profileUnindexed = `-- name: ProfileUnindexed :many
+SELECT id, username, display_name FROM profile
+WHERE search = '' AND deleted_at IS NULL
+ORDER BY id
+LIMIT $1
+`
+
+type ProfileUnindexedRow struct {
+	ID          uuid.UUID
+	Username    string
+	DisplayName string
+}
+
+// Names that the release before has written, or written without their search form.
+func (q *Queries) ProfileUnindexed(ctx context.Context, batch int32) ([]ProfileUnindexedRow, error) {
+	rows, err := q.db.Query(ctx, profileUnindexed, batch)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ProfileUnindexedRow{}
+	for rows.Next() {
+		var i ProfileUnindexedRow
+		if err := rows.Scan(&i.ID, &i.Username, &i.DisplayName); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const profileUpdate = `-- name: ProfileUpdate :exec
+UPDATE profile
+SET username = $1, display_name = $2, bio = $3, locale = $4, discoverable = $5,
+    search = $6, version = $7, account_version = $8
+WHERE id = $9
+`
+
+type ProfileUpdateParams struct {
+	Username       string
+	DisplayName    string
+	Bio            string
+	Locale         string
+	Discoverable   bool
+	Search         string
+	Version        int64
+	AccountVersion int64
+	ID             uuid.UUID
+}
+
+func (q *Queries) ProfileUpdate(ctx context.Context, arg ProfileUpdateParams) error {
+	_, err := q.db.Exec(ctx, profileUpdate,
+		arg.Username,
+		arg.DisplayName,
+		arg.Bio,
+		arg.Locale,
+		arg.Discoverable,
+		arg.Search,
+		arg.Version,
+		arg.AccountVersion,
+		arg.ID,
+	)
+	return err
+}
+
 const profilesByID = `-- name: ProfilesByID :many
-SELECT id, username, display_name, version, created_at FROM profile WHERE id = ANY($1::uuid[])
+SELECT id, username, display_name, bio, version, created_at, (deleted_at IS NOT NULL)::boolean AS deleted
+FROM profile WHERE id = ANY($1::uuid[])
 `
 
 type ProfilesByIDRow struct {
 	ID          uuid.UUID
 	Username    string
 	DisplayName string
+	Bio         string
 	Version     int64
 	CreatedAt   time.Time
+	Deleted     bool
 }
 
 func (q *Queries) ProfilesByID(ctx context.Context, ids []uuid.UUID) ([]ProfilesByIDRow, error) {
@@ -69,8 +275,10 @@ func (q *Queries) ProfilesByID(ctx context.Context, ids []uuid.UUID) ([]Profiles
 			&i.ID,
 			&i.Username,
 			&i.DisplayName,
+			&i.Bio,
 			&i.Version,
 			&i.CreatedAt,
+			&i.Deleted,
 		); err != nil {
 			return nil, err
 		}
@@ -80,4 +288,30 @@ func (q *Queries) ProfilesByID(ctx context.Context, ids []uuid.UUID) ([]Profiles
 		return nil, err
 	}
 	return items, nil
+}
+
+const standingForget = `-- name: StandingForget :exec
+DELETE FROM standing WHERE user_id = $1
+`
+
+func (q *Queries) StandingForget(ctx context.Context, userID uuid.UUID) error {
+	_, err := q.db.Exec(ctx, standingForget, userID)
+	return err
+}
+
+const standingUpsert = `-- name: StandingUpsert :exec
+INSERT INTO standing (user_id, suspended, version) VALUES ($1, $2, $3)
+ON CONFLICT (user_id) DO UPDATE SET suspended = excluded.suspended, version = excluded.version
+WHERE standing.version < excluded.version
+`
+
+type StandingUpsertParams struct {
+	UserID    uuid.UUID
+	Suspended bool
+	Version   int64
+}
+
+func (q *Queries) StandingUpsert(ctx context.Context, arg StandingUpsertParams) error {
+	_, err := q.db.Exec(ctx, standingUpsert, arg.UserID, arg.Suspended, arg.Version)
+	return err
 }

@@ -1,0 +1,12 @@
+-- name: ExportRunCount :one
+SELECT count(*) AS runs, coalesce(min(started_at), @since)::timestamptz AS oldest FROM export_run
+WHERE user_id = @user_id AND started_at > @since::timestamptz;
+
+-- name: ExportRunCreate :exec
+INSERT INTO export_run (id, user_id, started_at) VALUES (@id, @user_id, @started_at);
+
+-- name: ExportRunForget :exec
+DELETE FROM export_run WHERE user_id = @user_id;
+
+-- name: ExportRunPrune :exec
+DELETE FROM export_run WHERE started_at < @before;

@@ -1,0 +1,13 @@
+package user
+
+import "time"
+
+// settings are the variables PARLEY_USER_… beside those that every service has.
+type settings struct {
+	ConfirmationAge time.Duration `env:"CONFIRMATION_AGE" default:"10m" min:"1m" max:"24h" doc:"How long ago a log-in or a confirmed password may be for a deletion or an export."`
+	DeletionGrace   time.Duration `env:"DELETION_GRACE" default:"336h" max:"8784h" doc:"From the request to be deleted until it is done: so long the person may take it back."`
+	ErasureLate     time.Duration `env:"ERASURE_LATE" default:"1h" min:"1m" max:"720h" doc:"After this time a service that has not forgotten a deleted person is called late, in the log and in user_erasures_late."`
+	ExportsPerDay   int64         `env:"EXPORTS_PER_DAY" default:"5" min:"1" max:"1000" doc:"Exports of data per person within 24 hours."`
+	ExportPlaces    int           `env:"EXPORT_PLACES" default:"4" min:"1" max:"1000" doc:"Exports that one replica runs at once; beyond it OVERLOADED."`
+	SearchLimit     int           `env:"SEARCH_LIMIT" default:"30" min:"1" max:"100000" doc:"Searches for people per person and minute."`
+}
