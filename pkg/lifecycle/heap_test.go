@@ -1,0 +1,45 @@
+package lifecycle_test
+
+import (
+	"runtime"
+	"runtime/metrics"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/pkg/lifecycle"
+)
+
+// The percent belongs to the process, so this is one test, one step after the other.
+func TestTheRoomBetweenCollectionsDoesNotGrowWithTheHeap(t *testing.T) {
+	t.Setenv("GOGC", "100")
+	lifecycle.TuneCollector()
+	require.EqualValues(t, 100, percent(), "the environment says so")
+
+	t.Setenv("GOGC", "")
+	lifecycle.TuneCollector()
+	require.Greater(t, percent(), uint64(200), "a small heap gets more room than Go gives it")
+
+	held := make([][]byte, 0, 400)
+	for range cap(held) {
+		held = append(held, make([]byte, 1<<20))
+	}
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return percent() <= 60
+	}, 30*time.Second, 10*time.Millisecond, "a large heap gets less, but not nothing")
+	runtime.KeepAlive(held)
+	held = nil
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return percent() > 200
+	}, 30*time.Second, 10*time.Millisecond, "and back")
+	require.Empty(t, held)
+}
+
+func percent() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
