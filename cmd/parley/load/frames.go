@@ -234,7 +234,7 @@ func formatUUID(to *uuidText, id [16]byte) {
 }
 
 func parseUUID(text []byte) (id [16]byte, err error) {
-	if len(text) != 36 {
+	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
 		return id, fmt.Errorf("%d bytes are no UUID", len(text))
 	}
 	var digits [32]byte
