@@ -17,6 +17,9 @@ import (
 var (
 	listener = regexp.MustCompile(`event\.On(?:\[[^\]]*\])?\(\s*"([a-z_]+)"`)
 	source   = regexp.MustCompile(`\bSource:\s*"([a-z_]+)"`)
+	// What pkg/erasure hides: who forgets listens to user, who keeps the ledger to all.
+	forgets  = regexp.MustCompile(`erasure\.Listener\(`)
+	reports  = regexp.MustCompile(`erasure\.Reported\(`)
 	userLine = regexp.MustCompile(`(?m)^\s*user:\s*([a-z_]+)\s*$`)
 )
 
@@ -30,6 +33,12 @@ func sources(t *testing.T, domain string) []string {
 		}
 		text, err := os.ReadFile(path)
 		require.NoError(t, err)
+		if reports.Match(text) {
+			names = append(names, domains(t)...) // whoever forgets people reports it
+		}
+		if forgets.Match(text) {
+			names = append(names, "user") // of user.deleted
+		}
 		for _, match := range slices.Concat(listener.FindAllStringSubmatch(string(text), -1), source.FindAllStringSubmatch(string(text), -1)) {
 			names = append(names, match[1])
 		}

@@ -114,6 +114,16 @@ func TestNetworkIsTheClosedList(t *testing.T) {
 	}
 }
 
+// user has every service forget who is deleted, and asks every one for exports: what
+// it is told are the services that there are.
+func TestUserKnowsAllServices(t *testing.T) {
+	t.Parallel()
+	for name, o := range overlays(t) {
+		values, _ := environment(t, o, "user")
+		assert.Equal(t, domains(t), strings.Split(values["PARLEY_USER_SERVICES"], ","), "%s: deploy/k8s/base/user/config.env", name)
+	}
+}
+
 func pairs(setting string) []string {
 	var names []string
 	for pair := range strings.SplitSeq(setting, ",") {
