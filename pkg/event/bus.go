@@ -172,10 +172,13 @@ func (b *Bus) Close() {
 	b.conn.Close()
 }
 
-// EnsureStream makes the stream of a domain if it is missing, and returns it.
-// Everybody may: whether a stream was lost and made anew shows in the time of
-// its creation, not in who made it.
+// EnsureStream makes the stream of a domain, or that of its signals, if it is
+// missing, and returns it. Everybody may: whether a stream was lost and made anew
+// shows in the time of its creation, not in who made it.
 func (b *Bus) EnsureStream(ctx context.Context, domain string) (jetstream.Stream, error) {
+	if of, ok := signalsOf(domain); ok {
+		return b.ensureSignals(ctx, of)
+	}
 	return b.ensure(ctx, jetstream.StreamConfig{
 		Name:        StreamName(domain),
 		Description: "Domain events of " + domain + ". Can be rebuilt from its outbox.",
@@ -231,32 +234,4 @@ func Message(domain string, ev *eventv1.Event) (*nats.Msg, error) {
 	msg.Header.Set(jetstream.MsgIDHeader, ev.GetId())
 	msg.Data = data
 	return msg, nil
-}
-
-// Publish sends events that are born without a transaction (signals such as
-// presence), and waits for their acknowledgement. Everything else goes through
-// the outbox. now fills the time of events that have none.
-func (b *Bus) Publish(ctx context.Context, domain string, now time.Time, events ...*eventv1.Event) error {
-	for _, ev := range events {
-		if err := Check(ev); err != nil {
-			return err
-		}
-		if err := Complete(ctx, ev, now); err != nil {
-			return err
-		}
-		msg, err := Message(domain, ev)
-		if err != nil {
-			return err
-		}
-		_, err = b.js.PublishMsg(ctx, msg)
-		if errors.Is(err, jetstream.ErrNoStreamResponse) {
-			if _, err = b.EnsureStream(ctx, domain); err == nil {
-				_, err = b.js.PublishMsg(ctx, msg)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("publish %s: %w", msg.Subject, err)
-		}
-	}
-	return nil
 }
