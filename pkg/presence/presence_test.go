@@ -34,7 +34,7 @@ func everyRedis(t *testing.T, test func(*testing.T, rueidis.Client)) {
 	servers := map[string]func(testing.TB) string{
 		"Embedded": func(t testing.TB) string { return testkit.Redis(t) + "?protocol=2&client_cache=0" },
 		"Server":   func(t testing.TB) string { return testkit.RealRedis(t) },
-		"Cluster":  func(t testing.TB) string { return testkit.RedisCluster(t) },
+		"Cluster":  testkit.RedisCluster,
 	}
 	for name, url := range servers {
 		t.Run(name, func(t *testing.T) {

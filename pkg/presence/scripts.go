@@ -35,6 +35,8 @@ var closeScript = rueidis.NewLuaScript(`return redis.call('DEL', KEYS[1])`)
 //
 // Keys: lease, of, due. Arguments: number, TTL of the lease, prefix of people,
 // lease, TTL of the roll, then person and devices by turns.
+//
+//nolint:dupword // Lua ends its blocks by words
 var reportScript = rueidis.NewLuaScript(`
 local last = redis.call('GET', KEYS[1])
 if not last then return -1 end
@@ -89,6 +91,8 @@ return out`)
 //
 // Keys: due. Arguments: prefix of people, the moment of the claim, then by turns
 // person, when to look again (empty: not), and since when nobody is connected.
+//
+//nolint:dupword // Lua ends its blocks by words
 var settleScript = rueidis.NewLuaScript(`
 for i = 3, #ARGV, 3 do
   local user, again, left = ARGV[i], ARGV[i+1], ARGV[i+2]
@@ -130,6 +134,8 @@ return 1`)
 //
 // Keys: leases, due. Arguments: prefix of leases, prefix of their people, prefix of
 // people, how many, TTL of the roll.
+//
+//nolint:dupword // Lua ends its blocks by words
 var sweepScript = rueidis.NewLuaScript(`
 local left = tonumber(ARGV[4])
 local swept = 0

@@ -85,8 +85,12 @@ func (f *Follower) Run(ctx context.Context) error {
 			return fmt.Errorf("subscribe to signals: %w", err)
 		}
 		subs[shard] = sub
-		defer func() { _ = sub.Unsubscribe() }() // a closed connection has none left
 	}
+	defer func() {
+		for _, sub := range subs {
+			_ = sub.Unsubscribe() // a closed connection has none left
+		}
+	}()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	var dropped int
