@@ -68,6 +68,7 @@ type Ready struct {
 	Gateway string `json:"gateway"`
 	Socket  string `json:"socket"`
 	Admin   string `json:"admin"`
+	Mails   string `json:"mails"`
 	Log     string `json:"log"`
 	Data    string `json:"data"`
 	stack.Endpoints
@@ -85,7 +86,8 @@ func (r Ready) print(out io.Writer, asJSON bool) error {
   API        %s   (Connect, gRPC, gRPC-Web; JSON by POST)
   WebSocket  %s
   Admin      %s   (/readyz /metrics /debug/traces /debug/pprof)
-`, r.Gateway, r.Socket, r.Admin)
+  Mails      %s
+`, r.Gateway, r.Socket, r.Admin, r.Mails)
 	for i, a := range r.Accounts {
 		label := ""
 		if i == 0 {

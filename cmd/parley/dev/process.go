@@ -15,6 +15,7 @@ import (
 
 	"github.com/redis/rueidis"
 
+	"github.com/parleychat/parley/cmd/parley/mailbox"
 	"github.com/parleychat/parley/cmd/parley/stack"
 	"github.com/parleychat/parley/pkg/admin"
 	"github.com/parleychat/parley/pkg/cache"
@@ -81,6 +82,9 @@ func start(ctx context.Context, o Options, environ []string) (_ *process, err er
 		return nil, err
 	}
 	if err := p.startStack(starting); err != nil {
+		return nil, err
+	}
+	if err := p.catchMails(environ); err != nil {
 		return nil, err
 	}
 	// Parts live until they are stopped in order, not until ctx ends.
@@ -194,6 +198,7 @@ func (p *process) startStack(ctx context.Context) error {
 		Postgres: &stack.PostgresOptions{Install: true},
 		NATS:     &stack.NATSOptions{},
 		Redis:    &stack.RedisOptions{},
+		Mail:     &stack.MailOptions{},
 	})
 	if err != nil {
 		return err
@@ -216,6 +221,7 @@ func (p *process) startAdmin(ctx context.Context) error {
 		return fmt.Errorf("listen for the admin port (another one by --admin-listen): %w", err)
 	}
 	p.ready.Admin = "http://" + l.Addr().String()
+	p.ready.Mails = p.ready.Admin + mailbox.Path
 	serving, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- p.admin.Serve(serving, l) }()

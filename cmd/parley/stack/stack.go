@@ -1,5 +1,5 @@
 // Package stack runs the servers that Parley needs, embedded: PostgreSQL as a child process, NATS with
-// JetStream and a Redis protocol server inside this process.
+// JetStream, a Redis protocol server and a mail server that delivers nothing inside this process.
 //
 // It owns one folder on disk and everything below it, and holds a lock on that folder while it runs, so
 // that two stacks never share data. Invariants: every server listens on 127.0.0.1 only; PostgreSQL never
@@ -17,6 +17,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+
+	"github.com/parleychat/parley/pkg/mailsink"
 )
 
 // Options says which servers to start. A nil section is not started.
@@ -26,15 +28,20 @@ type Options struct {
 	Postgres *PostgresOptions
 	NATS     *NATSOptions
 	Redis    *RedisOptions
+	Mail     *MailOptions
 	// Logger gets what the owner should know, such as a moved data folder. Nil discards it.
 	Logger *slog.Logger
 }
+
+// MailOptions configures the mail server: it listens on a free port of 127.0.0.1 and keeps the last 200 mails, in memory.
+type MailOptions struct{}
 
 // Stack is a set of running servers. Fields of servers that were not asked for are nil.
 type Stack struct {
 	Postgres *Postgres
 	NATS     *NATS
 	Redis    *Redis
+	Mail     *mailsink.Sink
 
 	lock *os.File
 }
@@ -46,6 +53,8 @@ type Endpoints struct {
 	NATS     string `json:"nats,omitempty"`
 	// Redis is host:port.
 	Redis string `json:"redis,omitempty"`
+	// Mail is host:port of the SMTP server that delivers nothing.
+	Mail string `json:"mail,omitempty"`
 	// PIDs holds the process ids: "stack" of the process with the embedded servers, "postgres" of the postmaster.
 	PIDs map[string]int `json:"pids"`
 }
@@ -84,6 +93,11 @@ func (s *Stack) start(ctx context.Context, dir string, o Options) (err error) {
 			return err
 		}
 	}
+	if o.Mail != nil {
+		if s.Mail, err = mailsink.Start(ctx, mailsink.Options{Log: o.Logger}); err != nil {
+			return err
+		}
+	}
 	if o.Postgres != nil {
 		if s.Postgres, err = startPostgres(ctx, dir, *o.Postgres, o.Logger); err != nil {
 			return err
@@ -105,6 +119,9 @@ func (s *Stack) Endpoints() Endpoints {
 	if s.Redis != nil {
 		e.Redis = s.Redis.Addr
 	}
+	if s.Mail != nil {
+		e.Mail = s.Mail.Addr
+	}
 	return e
 }
 
@@ -118,8 +135,11 @@ func (s *Stack) Stop() error {
 		s.Redis.stop()
 	}
 	var err error
+	if s.Mail != nil {
+		err = s.Mail.Stop()
+	}
 	if s.Postgres != nil {
-		err = s.Postgres.Stop()
+		err = errors.Join(err, s.Postgres.Stop())
 	}
 	if s.lock != nil {
 		// Only now may another stack open the folder.
