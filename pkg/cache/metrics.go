@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -76,4 +77,26 @@ func (m *instruments) forgot(ctx context.Context, n int, err error) {
 		outcome = notInvalidated
 	}
 	m.invalidations.Add(ctx, int64(n), m.byOutcome[outcome])
+}
+
+// Counter counts for a cache that is no Cache: one in the memory of a process, of
+// what may be out of date. It is counted beside the others.
+type Counter struct{ m *instruments }
+
+// NewCounter makes the counter of the cache with that name.
+func NewCounter(name string) (Counter, error) {
+	m, err := newInstruments(name)
+	if err != nil {
+		return Counter{}, fmt.Errorf("measure cache %s: %w", name, err)
+	}
+	return Counter{m}, nil
+}
+
+// Count notes one question.
+func (c Counter) Count(ctx context.Context, known bool) {
+	if known {
+		c.m.count(ctx, hit, 1)
+	} else {
+		c.m.count(ctx, miss, 1)
+	}
 }
