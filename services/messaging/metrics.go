@@ -9,6 +9,8 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/parleychat/parley/pkg/cache"
 )
 
 // scope names the instruments and spans of this package.
@@ -23,6 +25,7 @@ type metrics struct {
 	syncBatch     metric.Int64Histogram
 	flushedMarks  metric.Int64Counter
 	pushFailures  metric.Int64Counter
+	members       cache.Counter // questions who is a member, answered from receipts.known
 	queueDepth    metric.Int64ObservableGauge
 	bySend        [outcomeFailed + 1]metric.MeasurementOption
 }
@@ -34,7 +37,7 @@ func newMetrics() (*metrics, error) {
 	for o := range m.bySend {
 		m.bySend[o] = metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", outcome(o).String())))
 	}
-	var errs [7]error
+	var errs [8]error
 	m.batchSize, errs[0] = meter.Int64Histogram("messaging_batch_size",
 		metric.WithDescription("Sends in one group commit."),
 		metric.WithExplicitBucketBoundaries(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -52,6 +55,7 @@ func newMetrics() (*metrics, error) {
 		metric.WithDescription("Pushes that did not reach the bus; the receivers repair by Sync."))
 	m.queueDepth, errs[6] = meter.Int64ObservableGauge("messaging_queue_depth",
 		metric.WithDescription("Sends that wait for a group commit."))
+	m.members, errs[7] = cache.NewCounter("messaging.member")
 	return m, errors.Join(errs[:]...)
 }
 

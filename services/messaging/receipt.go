@@ -66,7 +66,9 @@ func (s *Service) MarkDelivered(ctx context.Context, req *messagingv1.MarkDelive
 // mark checks that the caller is a member and leaves the mark to the next flush.
 func (s *Service) mark(ctx context.Context, conversationID uuid.UUID, m mark) error {
 	key := place{conversationID: conversationID, userID: identity.From(ctx).UserID}
-	if !s.receipts.member(key) {
+	known := s.receipts.member(key)
+	s.receipts.metrics.members.Count(ctx, known)
+	if !known {
 		window, err := s.window(ctx, key.userID, conversationID)
 		if err != nil {
 			return err

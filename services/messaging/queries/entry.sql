@@ -17,6 +17,22 @@ WHERE e.conversation_id = @conversation_id
   )
 ORDER BY e.seq;
 
+-- Entries whose time is known, by which only the partition that holds it is read for
+-- each. One whose partition is gone gives no row.
+-- name: EntryHead :many
+SELECT k.conversation_id::uuid AS conversation_id, k.seq::bigint AS seq, k.at::timestamptz AS created_at,
+    e.ordinal, e.kind, e.sender_id, e.client_message_id, e.payload
+FROM (
+    SELECT unnest(@conversation_ids::uuid[]) AS conversation_id, unnest(@seqs::bigint[]) AS seq,
+        unnest(@ats::timestamptz[]) AS at
+) AS k
+CROSS JOIN LATERAL (
+    SELECT l.ordinal, l.kind, l.sender_id, l.client_message_id, l.payload
+    FROM entry AS l
+    WHERE l.conversation_id = k.conversation_id AND l.seq = k.seq AND l.created_at = k.at
+    LIMIT 1 -- at most one, said so that the planner looks it up for each
+) AS e;
+
 -- Single entries with the people of their conversations, to push them again.
 -- Young ones only: the time bound prunes.
 -- name: EntryRecovered :many

@@ -12,6 +12,69 @@ import (
 	"github.com/google/uuid"
 )
 
+const entryHead = `-- name: EntryHead :many
+SELECT k.conversation_id::uuid AS conversation_id, k.seq::bigint AS seq, k.at::timestamptz AS created_at,
+    e.ordinal, e.kind, e.sender_id, e.client_message_id, e.payload
+FROM (
+    SELECT unnest($1::uuid[]) AS conversation_id, unnest($2::bigint[]) AS seq,
+        unnest($3::timestamptz[]) AS at
+) AS k
+CROSS JOIN LATERAL (
+    SELECT l.ordinal, l.kind, l.sender_id, l.client_message_id, l.payload
+    FROM entry AS l
+    WHERE l.conversation_id = k.conversation_id AND l.seq = k.seq AND l.created_at = k.at
+    LIMIT 1 -- at most one, said so that the planner looks it up for each
+) AS e
+`
+
+type EntryHeadParams struct {
+	ConversationIds []uuid.UUID
+	Seqs            []int64
+	Ats             []time.Time
+}
+
+type EntryHeadRow struct {
+	ConversationID  uuid.UUID
+	Seq             int64
+	CreatedAt       time.Time
+	Ordinal         int64
+	Kind            int16
+	SenderID        uuid.UUID
+	ClientMessageID *uuid.UUID
+	Payload         []byte
+}
+
+// Entries whose time is known, by which only the partition that holds it is read for
+// each. One whose partition is gone gives no row.
+func (q *Queries) EntryHead(ctx context.Context, arg EntryHeadParams) ([]EntryHeadRow, error) {
+	rows, err := q.db.Query(ctx, entryHead, arg.ConversationIds, arg.Seqs, arg.Ats)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []EntryHeadRow{}
+	for rows.Next() {
+		var i EntryHeadRow
+		if err := rows.Scan(
+			&i.ConversationID,
+			&i.Seq,
+			&i.CreatedAt,
+			&i.Ordinal,
+			&i.Kind,
+			&i.SenderID,
+			&i.ClientMessageID,
+			&i.Payload,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const entryRange = `-- name: EntryRange :many
 SELECT e.seq, e.ordinal, e.kind, e.sender_id, e.created_at, e.client_message_id, e.payload
 FROM entry AS e
