@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/parleychat/parley/cmd/parley/admin"
 	"github.com/parleychat/parley/cmd/parley/dev"
 	"github.com/parleychat/parley/cmd/parley/load"
 	"github.com/parleychat/parley/cmd/parley/seed"
@@ -31,6 +32,7 @@ var commands = []func() *cobra.Command{
 	dev.Command,
 	stackCommand,
 	seed.Command,
+	admin.Command,
 	load.Command,
 	load.WorkerCommand,
 }

@@ -43,6 +43,8 @@ const (
 	PasswordChanged = "password_changed"
 	// NewSecondFactor needs username, may have device, address (of the network).
 	NewSecondFactor = "new_second_factor"
+	// SecondFactorOff needs username, may have device, address (of the network).
+	SecondFactorOff = "second_factor_off"
 	// AccountSuspended needs username, may have reason, until.
 	AccountSuspended = "account_suspended"
 	// NewDevice needs username, device, may have address (of the network).
@@ -57,6 +59,7 @@ var required = map[string][]string{
 	EmailChanged:     {"username", "address"},
 	PasswordChanged:  {"username"},
 	NewSecondFactor:  {"username"},
+	SecondFactorOff:  {"username"},
 	AccountSuspended: {"username"},
 	NewDevice:        {"username", "device"},
 }

@@ -28,6 +28,7 @@ var (
 		"this user name is taken")
 	errPasswordWeak = rpc.Error(connect.CodeInvalidArgument, errorv1.Reason_REASON_PASSWORD_WEAK,
 		"this password is among the first that anybody would try")
+	errAccountNotFound = rpc.Error(connect.CodeNotFound, errorv1.Reason_REASON_ACCOUNT_NOT_FOUND, "no such account")
 )
 
 // account is a person's entry at the time of registration.
@@ -46,15 +47,13 @@ func nameKey(name string) string { return strings.ToLower(name) }
 
 // Register implements the RPC.
 func (s *Service) Register(ctx context.Context, req *authv1.RegisterRequest) (*authv1.RegisterResponse, error) {
-	if s.passwords.tooWeak(req.GetPassword(), req.GetUsername(), req.GetEmail()) {
-		return nil, errPasswordWeak
-	}
-	// Every registration counts, whatever comes of it.
-	attempt, err := s.attempts.begin(ctx, s.addressSubject(ctx, "register", s.registerLimit)...)
-	if err != nil {
+	if err := s.passwords.refuseWeak(req.GetPassword(), req.GetUsername(), req.GetEmail()); err != nil {
 		return nil, err
 	}
-	attempt.settle(ctx, attemptFailed)
+	// Every registration counts, whatever comes of it.
+	if err := s.attempts.count(ctx, s.addressSubject(ctx, "register", s.registerLimit)...); err != nil {
+		return nil, err
+	}
 	hash, err := s.passwords.hash(ctx, req.GetPassword())
 	if err != nil {
 		return nil, err
@@ -89,14 +88,18 @@ func (s *Service) register(ctx context.Context, a account, hash, device string) 
 		if err := createAccount(ctx, queries, a, hash); err != nil {
 			return err
 		}
-		if err := queries.SessionCreate(ctx, session.row(device)); err != nil {
+		if err := queries.SessionCreate(ctx, session.row(device, s.originOf(ctx))); err != nil {
 			return fmt.Errorf("insert session: %w", err)
+		}
+		if err := s.audit(ctx, queries, auditEntry{action: auditRegistered, account: a.id, session: session.id}, errorv1.Reason_REASON_UNSPECIFIED); err != nil {
+			return err
 		}
 		return emit(barrier.On(accountRegistered(a)))
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.sendLater(mailRequest{purpose: purposeVerifyEmail, account: recipient{a.id, a.username, a.email}})
 	return &authv1.RegisterResponse{
 		UserId: a.id.String(), Tokens: tokens, Propagation: barrier.Wait(ctx, event.BarrierTimeout),
 	}, nil

@@ -92,6 +92,16 @@ func (a *attempts) begin(ctx context.Context, subjects ...subject) (*attempt, er
 	return taken, nil
 }
 
+// count takes one of what is limited by number, whatever comes of it; RATE_LIMITED if there is none left.
+func (a *attempts) count(ctx context.Context, subjects ...subject) error {
+	attempt, err := a.begin(ctx, subjects...)
+	if err != nil {
+		return err
+	}
+	attempt.settle(ctx, attemptFailed)
+	return nil
+}
+
 // attemptResult is how an attempt ended.
 type attemptResult int
 

@@ -15,6 +15,8 @@ import (
 const (
 	typeAccountRegistered = "account.registered"
 	typeSessionRevoked    = "session.revoked"
+	typeSuspended         = "account.suspended"
+	typeUnsuspended       = "account.unsuspended"
 )
 
 // accountRegistered tells of a new account: the first version of its key.
@@ -34,6 +36,20 @@ func sessionRevoked(sessionID, accountID uuid.UUID, at time.Time) *eventv1.Event
 		SessionId: sessionID.String(),
 		AccountId: accountID.String(),
 		RevokedAt: timestamppb.New(at),
+	})
+}
+
+// accountSuspended tells of a suspension that begins, or that has another end.
+func accountSuspended(accountID uuid.UUID, version int64, at time.Time, until *time.Time) *eventv1.Event {
+	return event.New(typeSuspended, accountID.String(), version, &authv1.AccountSuspended{
+		AccountId: accountID.String(), SuspendedAt: timestamppb.New(at), Until: timeToProto(until),
+	})
+}
+
+// accountUnsuspended tells that a suspension is over.
+func accountUnsuspended(accountID uuid.UUID, version int64, at time.Time) *eventv1.Event {
+	return event.New(typeUnsuspended, accountID.String(), version, &authv1.AccountUnsuspended{
+		AccountId: accountID.String(), UnsuspendedAt: timestamppb.New(at),
 	})
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha512"
-	_ "embed"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -34,14 +33,6 @@ const (
 	hashRetryAfter = 2 * time.Second
 )
 
-// commonPasswords are refused by Register, without regard to case. The list was written for Parley by hand:
-// the keyboard walks, sequences, names and phrases that open every published ranking of leaked passwords, as
-// far as they have the eight characters that the API asks for anyway. It stops the lazy guess; the
-// limit of attempts stops the rest.
-//
-//go:embed common_passwords.txt
-var commonPasswords string
-
 // passwords hashes and compares passwords. Invariants: no byte of a password is ignored, whatever its
 // length; the database alone is no use for guessing, since the pepper is not in it; at most one hash per
 // place is computed at a time.
@@ -52,15 +43,15 @@ type passwords struct {
 	waiting atomic.Int64
 	// decoy is compared with when there is no account, so that the answer takes the same time.
 	decoy string
-	weak  map[string]struct{}
+	known breached
+	// compared counts the comparisons, which are what an attempt costs.
+	compared atomic.Int64
 }
 
-// newPasswords takes the pepper, bcrypt's cost (log2 of its rounds) and how many hashes may run at once.
-func newPasswords(pepper []byte, cost, places int) (*passwords, error) {
-	p := &passwords{pepper: pepper, cost: cost, places: make(chan struct{}, places), weak: map[string]struct{}{}}
-	for line := range strings.Lines(commonPasswords) {
-		p.weak[strings.TrimSpace(line)] = struct{}{}
-	}
+// newPasswords takes the pepper, bcrypt's cost (log2 of its rounds), how many hashes may run at once and the
+// passwords to refuse.
+func newPasswords(pepper []byte, cost, places int, known breached) (*passwords, error) {
+	p := &passwords{pepper: pepper, cost: cost, places: make(chan struct{}, places), known: known}
 	decoy, err := bcrypt.GenerateFromPassword(p.prehash(rand.Text()), cost)
 	if err != nil {
 		return nil, fmt.Errorf("hash the decoy password: %w", err)
@@ -109,6 +100,7 @@ func (p *passwords) matches(ctx context.Context, stored, password string) (bool,
 	if !ok {
 		return false, errors.New("compare a password: the stored form is unknown to this release")
 	}
+	p.compared.Add(1)
 	switch err := bcrypt.CompareHashAndPassword([]byte(hashed), p.prehash(password)); {
 	case err == nil:
 		return known, nil
@@ -150,13 +142,24 @@ func errHashingOverloaded() error {
 		"too many people are logging in right now"), hashRetryAfter)
 }
 
-// tooWeak says whether a password of allowed length is one that a guesser tries first: on the list, one
-// character repeated, or the person's own name or address.
-func (p *passwords) tooWeak(password, username, email string) bool {
-	folded := strings.ToLower(norm.NFC.String(password))
-	if _, listed := p.weak[folded]; listed {
-		return true
+// refuseWeak returns PASSWORD_WEAK for a password of allowed length that a guesser tries first: one that is known
+// from breaches, one character repeated, or the person's own name or address.
+func (p *passwords) refuseWeak(password, username, email string) error {
+	if ownOrRepeated(password, username, email) {
+		return errPasswordWeak
 	}
+	known, err := p.known.contains(password)
+	if err != nil {
+		return err
+	}
+	if known {
+		return errPasswordWeak
+	}
+	return nil
+}
+
+func ownOrRepeated(password, username, email string) bool {
+	folded := foldPassword(password)
 	runes := []rune(folded)
 	if strings.Count(folded, string(runes[:1])) == len(runes) {
 		return true
@@ -169,3 +172,7 @@ func (p *passwords) tooWeak(password, username, email string) bool {
 	}
 	return false
 }
+
+// foldPassword is the form in which passwords are looked up: a capital letter makes no other password of one that
+// everybody knows.
+func foldPassword(password string) string { return strings.ToLower(norm.NFC.String(password)) }

@@ -90,6 +90,12 @@ func (t refreshToken) String() string {
 // hash is the form that the database keeps.
 func (t refreshToken) hash() [sha256.Size]byte { return sha256.Sum256([]byte(t.String())) }
 
+// isNewest says whether this is the token that the database knows.
+func (t refreshToken) isNewest(tokenHash []byte) bool {
+	own := t.hash()
+	return hmac.Equal(own[:], tokenHash)
+}
+
 // parseRefreshToken reads what String wrote; false for anything else.
 func parseRefreshToken(s string) (refreshToken, bool) {
 	encoded, ok := strings.CutPrefix(s, refreshPrefix)
@@ -120,6 +126,8 @@ const (
 	refreshRepeats
 	// refreshReused: a spent token; the session ends.
 	refreshReused
+	// refreshSuspended: the newest token of an account that may not log in. Nothing changes.
+	refreshSuspended
 )
 
 // sessionState is what the outcome depends on.
@@ -137,7 +145,7 @@ func (s refreshSealer) present(t refreshToken, state sessionState, now time.Time
 	if state.revoked || !now.Before(state.expiresAt) || !now.Before(state.idleExpiresAt) {
 		return refreshInvalid
 	}
-	if own := t.hash(); hmac.Equal(own[:], state.tokenHash) {
+	if t.isNewest(state.tokenHash) {
 		return refreshRotates
 	}
 	if !s.issued(t) {

@@ -25,43 +25,75 @@ func Definition() service.Definition {
 }
 
 func setup(ctx context.Context, rt *service.Runtime) error {
-	cfg, err := readSettings(rt)
+	s, err := newService(ctx, rt)
 	if err != nil {
 		return err
+	}
+	s.serve(rt)
+	return nil
+}
+
+func newService(ctx context.Context, rt *service.Runtime) (*Service, error) {
+	cfg, err := readSettings(rt)
+	if err != nil {
+		return nil, err
 	}
 	gateways, err := cfg.gateways()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	passwords, err := newPasswords(cfg.PasswordPepper, cfg.BcryptCost, cmp.Or(cfg.HashingPlaces, runtime.GOMAXPROCS(0)))
+	known, err := openBreached(cfg.BreachedPasswords)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	passwords, err := newPasswords(cfg.PasswordPepper, cfg.BcryptCost, cmp.Or(cfg.HashingPlaces, runtime.GOMAXPROCS(0)), known)
+	if err != nil {
+		return nil, err
+	}
+	secrets, err := newSecretHasher(cfg.KeyEncryptionKey)
+	if err != nil {
+		return nil, err
 	}
 	keys, err := newKeyring(rt.DB, cfg.KeyEncryptionKey, keyPolicy{cfg.KeyRotation, cfg.AccessTokenLife}, rt.Clock, rt.Log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Before the first call: a fresh deployment has no key yet.
 	if err := keys.rotate(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	mails, err := mail.New(mail.Config{
 		Service: rt.Name, Bus: rt.Bus, Key: cfg.KeyEncryptionKey, Settings: cfg.Mail, Clock: rt.Clock, Log: rt.Log,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s := &Service{
+	return &Service{
 		pool: rt.DB, outbox: rt.Outbox, bus: rt.Bus, clock: rt.Clock, log: rt.Log,
 		passwords: passwords, refresh: refreshSealer{cfg.RefreshSecret}, keys: keys, attempts: newAttempts(rt.Redis, rt.Clock, rt.Log),
+		secrets: secrets, factors: factorSealer{keys.seal}, factorIssuer: cfg.SecondFactorIssuer,
 		policy: sessionPolicy{cfg.AccessTokenLife, cfg.SessionLife, cfg.SessionIdle}, issuer: cfg.Issuer, audience: cfg.Audience,
-		registerAwait: cfg.awaited(), gateways: gateways, mails: mails,
+		registerAwait: cfg.awaited(), gateways: gateways, mails: mails, mailer: newMailer(),
 		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit,
-	}
+		codeSendLimit: cfg.CodeSendLimit, codeSendAddressLimit: cfg.CodeSendAddressLimit,
+		sessionsPerAccount: int32(cfg.SessionsPerAccount), auditRetention: cfg.AuditRetention, //nolint:gosec // at most 1000
+	}, nil
+}
+
+// serve puts on the runtime what the service serves and does.
+func (s *Service) serve(rt *service.Runtime) {
 	rt.Handle(authv1connect.NewAuthServiceHandler(s, rt.Options()...))
+	rt.Handle(authv1connect.NewSessionServiceHandler(s, rt.Options()...))
+	rt.Handle(authv1connect.NewAccountServiceHandler(s, rt.Options()...))
+	rt.Handle(authv1connect.NewSecondFactorServiceHandler(s, rt.Options()...))
+	rt.Handle(authv1connect.NewAdminServiceHandler(s, rt.Options()...))
 	rt.HandleHTTP("GET /.well-known/jwks.json", http.HandlerFunc(s.keySet))
-	rt.Go("mail", mails.Run)
-	rt.Job(job.Job{Name: "rotate-signing-keys", Every: keyReload, Run: keys.rotate})
+	rt.Go("mail", s.mails.Run)
+	rt.Go("mailer", s.runMailer)
+	rt.Job(job.Job{Name: "rotate-signing-keys", Every: keyReload, Run: s.keys.rotate})
 	rt.Job(job.Job{Name: "prune-sessions", Every: time.Hour, Run: s.pruneSessions})
-	return nil
+	rt.Job(job.Job{Name: "prune-codes", Every: 10 * time.Minute, Run: s.pruneCodes})
+	rt.Job(job.Job{Name: "prune-audit", Every: time.Hour, Run: s.pruneAudit})
+	rt.Job(job.Job{Name: "send-notices", Every: time.Minute, Run: s.sendNotices})
+	rt.Job(job.Job{Name: "end-suspensions", Every: time.Minute, Run: s.endSuspensions})
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -23,9 +24,15 @@ import (
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 )
 
-var _ authv1connect.AuthServiceHandler = (*Service)(nil)
+var (
+	_ authv1connect.AuthServiceHandler         = (*Service)(nil)
+	_ authv1connect.SessionServiceHandler      = (*Service)(nil)
+	_ authv1connect.AccountServiceHandler      = (*Service)(nil)
+	_ authv1connect.SecondFactorServiceHandler = (*Service)(nil)
+	_ authv1connect.AdminServiceHandler        = (*Service)(nil)
+)
 
-// Service implements authv1connect.AuthServiceHandler.
+// Service implements the services of parley.auth.v1 that the lines above name.
 type Service struct {
 	pool   *pgxpool.Pool
 	outbox *outbox.Outbox
@@ -38,6 +45,9 @@ type Service struct {
 	keys      *keyring
 	attempts  *attempts
 	mails     *mail.Queue
+	mailer    mailer
+	secrets   secretHasher
+	factors   factorSealer
 
 	policy            sessionPolicy
 	issuer, audience  string
@@ -46,6 +56,13 @@ type Service struct {
 	loginLimit        int
 	loginAddressLimit int
 	registerLimit     int
+
+	codeSendLimit        int
+	codeSendAddressLimit int
+	sessionsPerAccount   int32
+	auditRetention       time.Duration
+	// factorIssuer is what authenticator apps call this deployment.
+	factorIssuer string
 }
 
 // jwksMaxAge is how long a key set may be kept: far below the time by which keys are announced.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -23,8 +22,6 @@ import (
 )
 
 var (
-	errCredentials = rpc.Error(connect.CodeUnauthenticated, errorv1.Reason_REASON_CREDENTIALS_INVALID,
-		"unknown account or wrong password")
 	errRefreshInvalid = rpc.Error(connect.CodeUnauthenticated, errorv1.Reason_REASON_REFRESH_TOKEN_INVALID,
 		"the refresh token is unknown, expired or revoked")
 	errRefreshReused = rpc.Error(connect.CodeUnauthenticated, errorv1.Reason_REASON_REFRESH_TOKEN_REUSED,
@@ -64,6 +61,8 @@ type session struct {
 	issuedAt      time.Time
 	expiresAt     time.Time
 	idleExpiresAt time.Time
+	// suspendedUntil is when a suspension ends that stands against a refresh; nil: for good.
+	suspendedUntil *time.Time
 }
 
 func (s *Service) newSession(accountID uuid.UUID, role identity.Role, now time.Time) (session, error) {
@@ -78,11 +77,12 @@ func (s *Service) newSession(accountID uuid.UUID, role identity.Role, now time.T
 	}, nil
 }
 
-func (e session) row(device string) db.SessionCreateParams {
+func (e session) row(device string, from origin) db.SessionCreateParams {
 	hash := e.refresh.hash()
 	return db.SessionCreateParams{
 		ID: e.id, AccountID: e.accountID, DeviceName: device, TokenHash: hash[:],
 		CreatedAt: e.issuedAt, ExpiresAt: e.expiresAt, IdleExpiresAt: e.idleExpiresAt,
+		Address: from.addressText(), UserAgent: from.userAgent,
 	}
 }
 
@@ -92,6 +92,10 @@ func (s *Service) tokens(ctx context.Context, e session) (*authv1.Tokens, error)
 	if err != nil {
 		return nil, err
 	}
+	return s.sign(key, e)
+}
+
+func (s *Service) sign(key token.SigningKey, e session) (*authv1.Tokens, error) {
 	expires := s.policy.accessExpiry(e.issuedAt, e.expiresAt)
 	access, err := token.SignAccess(key, token.Claims{
 		UserID: e.accountID, SessionID: e.id, Role: e.role, IssuedAt: e.issuedAt, ExpiresAt: expires,
@@ -103,70 +107,6 @@ func (s *Service) tokens(ctx context.Context, e session) (*authv1.Tokens, error)
 		AccessToken: access, AccessTokenExpiresAt: timestamppb.New(expires.Truncate(time.Second)),
 		RefreshToken: e.refresh.String(), SessionExpiresAt: timestamppb.New(e.idleExpiresAt), SessionId: e.id.String(),
 	}, nil
-}
-
-// LogIn implements the RPC. An unknown account takes the same way as a known one, with a decoy for the
-// hash, and counts by the name that was tried: neither answer, time nor limit tells them apart.
-func (s *Service) LogIn(ctx context.Context, req *authv1.LogInRequest) (*authv1.LogInResponse, error) {
-	login := nameKey(req.GetLogin())
-	subjects := append(s.addressSubject(ctx, "login", s.loginAddressLimit), accountSubject(login, s.loginLimit))
-	attempt, err := s.attempts.begin(ctx, subjects...)
-	if err != nil {
-		return nil, err
-	}
-	result := attemptVoid
-	defer func() { attempt.settle(ctx, result) }()
-	row, err := db.New(s.pool).AccountCredentials(ctx, login)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("select credentials: %w", err)
-	}
-	// Without a row the stored form is empty, which stands for the decoy.
-	matches, err := s.passwords.matches(ctx, row.PasswordHash, req.GetPassword())
-	if err != nil {
-		return nil, err
-	}
-	if !matches {
-		result = attemptFailed
-		return nil, errCredentials
-	}
-	result = attemptSucceeded
-	return s.begin(ctx, row, req.GetPassword(), req.GetDeviceName())
-}
-
-// begin starts a session for somebody whose password was right.
-func (s *Service) begin(ctx context.Context, row db.AccountCredentialsRow, password, device string) (*authv1.LogInResponse, error) {
-	role, err := identity.ParseRole(row.Role)
-	if err != nil {
-		return nil, fmt.Errorf("role of account %s: %w", row.ID, err)
-	}
-	session, err := s.newSession(row.ID, role, s.clock.Now())
-	if err != nil {
-		return nil, err
-	}
-	tokens, err := s.tokens(ctx, session)
-	if err != nil {
-		return nil, err
-	}
-	queries := db.New(s.pool)
-	if err := queries.SessionCreate(ctx, session.row(device)); err != nil {
-		return nil, fmt.Errorf("insert session: %w", err)
-	}
-	if s.passwords.outdated(row.PasswordHash) {
-		s.rehash(ctx, row, password)
-	}
-	return &authv1.LogInResponse{UserId: row.ID.String(), Tokens: tokens}, nil
-}
-
-// rehash brings a stored password to the present cost. The log in has succeeded already: a failure waits
-// for the next one.
-func (s *Service) rehash(ctx context.Context, row db.AccountCredentialsRow, password string) {
-	hash, err := s.passwords.hash(ctx, password)
-	if err == nil {
-		err = db.New(s.pool).AccountRehash(ctx, db.AccountRehashParams{ID: row.ID, OldHash: row.PasswordHash, NewHash: hash})
-	}
-	if err != nil {
-		s.log.WarnContext(ctx, "a password keeps its old cost", "account_id", row.ID, "error", err)
-	}
 }
 
 // Refresh implements the RPC.
@@ -189,6 +129,8 @@ func (s *Service) Refresh(ctx context.Context, req *authv1.RefreshRequest) (*aut
 		return nil, err
 	case outcome == refreshInvalid:
 		return nil, errRefreshInvalid
+	case outcome == refreshSuspended:
+		return nil, errSuspended(session.suspendedUntil)
 	case outcome == refreshReused:
 		s.log.WarnContext(ctx, "a spent refresh token was used, its session is ended", "session_id", presented.sessionID)
 		return nil, errRefreshReused
@@ -217,11 +159,20 @@ func (s *Service) rotate(ctx context.Context, tx pgx.Tx, presented refreshToken,
 		tokenHash: row.TokenHash, rotatedAt: row.RotatedAt, expiresAt: row.ExpiresAt,
 		idleExpiresAt: row.IdleExpiresAt, revoked: row.RevokedAt != nil,
 	}, now)
+	if suspended(now, row.SuspendedAt, row.SuspendedUntil) && presented.isNewest(row.TokenHash) {
+		// Who holds the session's own token is told why it has ended.
+		return refreshSuspended, session{suspendedUntil: row.SuspendedUntil}, nil
+	}
 	switch outcome {
 	case refreshInvalid:
 		return outcome, none, nil
 	case refreshReused:
-		return outcome, none, s.revoke(ctx, tx, presented.sessionID, emit)
+		if err := s.revoke(ctx, queries, presented.sessionID, emit); err != nil {
+			return outcome, none, err
+		}
+		return outcome, none, s.audit(ctx, queries, auditEntry{
+			action: auditRefreshReused, account: row.AccountID, session: presented.sessionID,
+		}, errorv1.Reason_REASON_REFRESH_TOKEN_REUSED)
 	}
 	role, err := identity.ParseRole(row.Role)
 	if err != nil {
@@ -234,10 +185,11 @@ func (s *Service) rotate(ctx context.Context, tx pgx.Tx, presented refreshToken,
 	if outcome == refreshRepeats {
 		return outcome, next, nil
 	}
-	hash := next.refresh.hash()
+	hash, from := next.refresh.hash(), s.originOf(ctx)
 	next.idleExpiresAt = s.policy.idleExpiry(now, row.ExpiresAt)
 	err = queries.SessionRotate(ctx, db.SessionRotateParams{
 		ID: next.id, TokenHash: hash[:], RotatedAt: now, IdleExpiresAt: next.idleExpiresAt,
+		Address: from.addressText(), UserAgent: from.userAgent,
 	})
 	if err != nil {
 		return outcome, none, fmt.Errorf("rotate session: %w", err)
@@ -248,8 +200,8 @@ func (s *Service) rotate(ctx context.Context, tx pgx.Tx, presented refreshToken,
 // LogOut implements the RPC.
 func (s *Service) LogOut(ctx context.Context, _ *authv1.LogOutRequest) (*authv1.LogOutResponse, error) {
 	caller := identity.From(ctx)
-	err := s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
-		return s.revoke(ctx, tx, caller.SessionID, emit)
+	err := s.act(ctx, &auditEntry{action: auditLogOut, account: caller.UserID, session: caller.SessionID}, func(queries *db.Queries, emit emitFunc) error {
+		return s.revoke(ctx, queries, caller.SessionID, emit)
 	})
 	if err != nil {
 		return nil, err
@@ -258,9 +210,9 @@ func (s *Service) LogOut(ctx context.Context, _ *authv1.LogOutRequest) (*authv1.
 }
 
 // revoke ends a session. One that has ended already, or is not there, stays as it is and no event is emitted.
-func (s *Service) revoke(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, emit emitFunc) error {
+func (s *Service) revoke(ctx context.Context, queries *db.Queries, sessionID uuid.UUID, emit emitFunc) error {
 	now := s.clock.Now()
-	accountID, err := db.New(tx).SessionRevoke(ctx, db.SessionRevokeParams{ID: sessionID, RevokedAt: now})
+	accountID, err := queries.SessionRevoke(ctx, db.SessionRevokeParams{ID: sessionID, RevokedAt: now})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -268,6 +220,29 @@ func (s *Service) revoke(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, em
 		return fmt.Errorf("revoke session: %w", err)
 	}
 	return emit(sessionRevoked(sessionID, accountID, now))
+}
+
+// revokeAll ends the sessions of an account, except one or, with the zero id, none. The caller holds the account's
+// lock, which a log-in shares: no session is begun meanwhile.
+func (s *Service) revokeAll(ctx context.Context, queries *db.Queries, accountID, except uuid.UUID, emit emitFunc) (int32, error) {
+	now := s.clock.Now()
+	ids, err := queries.SessionRevokeAll(ctx, db.SessionRevokeAllParams{RevokedAt: now, AccountID: accountID, ExceptID: except})
+	if err != nil {
+		return 0, fmt.Errorf("revoke sessions: %w", err)
+	}
+	if err := queries.ChallengesDrop(ctx, accountID); err != nil {
+		return 0, fmt.Errorf("drop challenges: %w", err)
+	}
+	return int32(len(ids)), emitRevoked(ids, accountID, now, emit) //nolint:gosec // bounded by SESSIONS_PER_ACCOUNT
+}
+
+func emitRevoked(ids []uuid.UUID, accountID uuid.UUID, at time.Time, emit emitFunc) error {
+	for _, id := range ids {
+		if err := emit(sessionRevoked(id, accountID, at)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const (
@@ -280,36 +255,29 @@ const (
 // pruneSessions deletes sessions that ended more than sessionKeep ago. Their tokens are invalid either way.
 func (s *Service) pruneSessions(ctx context.Context) error {
 	before := s.clock.Now().Add(-sessionKeep)
-	for {
-		pruned, err := db.New(s.pool).SessionPrune(ctx, db.SessionPruneParams{
-			ExpiredBefore: before, RevokedBefore: before, Batch: pruneBatch,
-		})
-		if err != nil {
-			return fmt.Errorf("prune sessions: %w", err)
-		}
-		if pruned < pruneBatch {
-			return nil
-		}
-	}
+	return prune(func() (int64, error) {
+		return db.New(s.pool).SessionPrune(ctx, db.SessionPruneParams{ExpiredBefore: before, RevokedBefore: before, Batch: pruneBatch})
+	})
 }
 
 // accountSubject counts by the name that was tried, not by the account behind it: if the user name and
 // the address of one account shared a count, the limit would tell that they belong together. Names are
 // hashed, so Redis holds no addresses.
 func accountSubject(login string, limit int) subject {
-	sum := sha256.Sum256([]byte(login))
-	return subject{key: "account:" + hex.EncodeToString(sum[:16]), limit: limit, forgiven: true}
+	return hashedSubject("account:", login, limit)
+}
+
+// hashedSubject counts by a name of a person's.
+func hashedSubject(what, name string, limit int) subject {
+	sum := sha256.Sum256([]byte(name))
+	return subject{key: what + hex.EncodeToString(sum[:16]), limit: limit, forgiven: true}
 }
 
 // addressSubject is empty when the caller's address is unknown.
 func (s *Service) addressSubject(ctx context.Context, what string, limit int) []subject {
-	info, ok := connect.CallInfoForHandlerContext(ctx)
-	if !ok {
+	from := s.originOf(ctx)
+	if !from.address.IsValid() {
 		return nil
 	}
-	addr := clientAddress(info.Peer().Addr, info.RequestHeader().Values("X-Forwarded-For"), s.gateways)
-	if addr == (netip.Addr{}) {
-		return nil
-	}
-	return []subject{{key: what + ":" + addr.String(), limit: limit}}
+	return []subject{{key: what + ":" + from.address.String(), limit: limit}}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/parleychat/parley/pkg/mail"
@@ -29,9 +30,17 @@ type settings struct {
 	SessionIdle     time.Duration `env:"SESSION_IDLE" default:"720h" min:"30m" max:"8784h" doc:"The end of a session that nobody refreshes."`
 	KeyRotation     time.Duration `env:"KEY_ROTATION" default:"720h" min:"2h" max:"8784h" doc:"How long a key signs access tokens."`
 
-	LoginLimit        int `env:"LOGIN_LIMIT" default:"5" min:"0" max:"1000" doc:"Failed log ins per 15 minutes and account name; 0: no limit."`
-	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"Failed log ins per 15 minutes and client address; 0: no limit."`
+	LoginLimit        int `env:"LOGIN_LIMIT" default:"5" min:"0" max:"1000" doc:"Failed log ins per 15 minutes and account name; as many failures of passwords, codes and second factors of an account; 0: no limit."`
+	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"The same per client address; 0: no limit."`
 	RegisterLimit     int `env:"REGISTER_LIMIT" default:"100" min:"0" max:"100000" doc:"Registrations per 15 minutes and client address; 0: no limit."`
+
+	CodeSendLimit        int `env:"CODE_SEND_LIMIT" default:"5" min:"1" max:"1000" doc:"Mails with a code per 15 minutes, kind and account, and to one mailbox."`
+	CodeSendAddressLimit int `env:"CODE_SEND_ADDRESS_LIMIT" default:"20" min:"0" max:"100000" doc:"Mails with a code per 15 minutes and client address; 0: no limit."`
+
+	SessionsPerAccount int           `env:"SESSIONS_PER_ACCOUNT" default:"50" min:"1" max:"1000" doc:"Live sessions of an account; the next log in ends the one used least recently."`
+	AuditRetention     time.Duration `env:"AUDIT_RETENTION" default:"8760h" min:"24h" max:"87600h" doc:"How long the record of sensitive actions is kept."`
+	SecondFactorIssuer string        `env:"SECOND_FACTOR_ISSUER" default:"Parley" max:"64" doc:"What authenticator apps call this deployment; without a colon."`
+	BreachedPasswords  string        `env:"BREACHED_PASSWORDS_FILE" doc:"More passwords to refuse: SHA-1 in hexadecimal, a colon and a number per line, in ascending order, as Pwned Passwords is published. Empty: the built-in list alone."`
 
 	Mail mail.Settings `env:"MAIL"`
 
@@ -59,6 +68,9 @@ func (s settings) check() error {
 	}
 	if s.SessionIdle > s.SessionLife {
 		faults = append(faults, errors.New("PARLEY_AUTH_SESSION_IDLE: longer than SESSION_LIFE"))
+	}
+	if strings.Contains(s.SecondFactorIssuer, ":") {
+		faults = append(faults, errors.New("PARLEY_AUTH_SECOND_FACTOR_ISSUER: holds a colon"))
 	}
 	if _, err := s.gateways(); err != nil {
 		faults = append(faults, err)

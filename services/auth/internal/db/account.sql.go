@@ -12,6 +12,23 @@ import (
 	"github.com/google/uuid"
 )
 
+const accountByLogin = `-- name: AccountByLogin :one
+SELECT id, username, email FROM account WHERE username_key = $1 OR email_key = $1
+`
+
+type AccountByLoginRow struct {
+	ID       uuid.UUID
+	Username string
+	Email    string
+}
+
+func (q *Queries) AccountByLogin(ctx context.Context, loginKey string) (AccountByLoginRow, error) {
+	row := q.db.QueryRow(ctx, accountByLogin, loginKey)
+	var i AccountByLoginRow
+	err := row.Scan(&i.ID, &i.Username, &i.Email)
+	return i, err
+}
+
 const accountCreate = `-- name: AccountCreate :exec
 INSERT INTO account (id, username, username_key, email, email_key, display_name, role, password_hash, version, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
@@ -47,20 +64,111 @@ func (q *Queries) AccountCreate(ctx context.Context, arg AccountCreateParams) er
 }
 
 const accountCredentials = `-- name: AccountCredentials :one
-SELECT id, role, password_hash FROM account WHERE username_key = $1 OR email_key = $1
+SELECT id, password_hash, password_changed_at FROM account WHERE username_key = $1 OR email_key = $1
 `
 
 type AccountCredentialsRow struct {
-	ID           uuid.UUID
-	Role         string
-	PasswordHash string
+	ID                uuid.UUID
+	PasswordHash      string
+	PasswordChangedAt *time.Time
 }
 
 // A user name never holds an "@" and an address always does: at most one row.
 func (q *Queries) AccountCredentials(ctx context.Context, loginKey string) (AccountCredentialsRow, error) {
 	row := q.db.QueryRow(ctx, accountCredentials, loginKey)
 	var i AccountCredentialsRow
-	err := row.Scan(&i.ID, &i.Role, &i.PasswordHash)
+	err := row.Scan(&i.ID, &i.PasswordHash, &i.PasswordChangedAt)
+	return i, err
+}
+
+const accountForChange = `-- name: AccountForChange :one
+SELECT username, email, email_verified_at, role, password_changed_at, suspended_at, suspended_until, suspension_note
+FROM account WHERE id = $1 FOR NO KEY UPDATE
+`
+
+type AccountForChangeRow struct {
+	Username          string
+	Email             string
+	EmailVerifiedAt   *time.Time
+	Role              string
+	PasswordChangedAt *time.Time
+	SuspendedAt       *time.Time
+	SuspendedUntil    *time.Time
+	SuspensionNote    string
+}
+
+// The lock comes before those of the account's sessions, always.
+func (q *Queries) AccountForChange(ctx context.Context, id uuid.UUID) (AccountForChangeRow, error) {
+	row := q.db.QueryRow(ctx, accountForChange, id)
+	var i AccountForChangeRow
+	err := row.Scan(
+		&i.Username,
+		&i.Email,
+		&i.EmailVerifiedAt,
+		&i.Role,
+		&i.PasswordChangedAt,
+		&i.SuspendedAt,
+		&i.SuspendedUntil,
+		&i.SuspensionNote,
+	)
+	return i, err
+}
+
+const accountForLogIn = `-- name: AccountForLogIn :one
+SELECT role, password_changed_at, suspended_at, suspended_until FROM account WHERE id = $1 FOR SHARE
+`
+
+type AccountForLogInRow struct {
+	Role              string
+	PasswordChangedAt *time.Time
+	SuspendedAt       *time.Time
+	SuspendedUntil    *time.Time
+}
+
+// Shared with other log-ins, against whoever changes the account: a session that begins is either seen by a
+// change of password, role or suspension, or sees it.
+func (q *Queries) AccountForLogIn(ctx context.Context, id uuid.UUID) (AccountForLogInRow, error) {
+	row := q.db.QueryRow(ctx, accountForLogIn, id)
+	var i AccountForLogInRow
+	err := row.Scan(
+		&i.Role,
+		&i.PasswordChangedAt,
+		&i.SuspendedAt,
+		&i.SuspendedUntil,
+	)
+	return i, err
+}
+
+const accountOwn = `-- name: AccountOwn :one
+SELECT username, email, email_verified_at, role, password_hash, created_at, password_changed_at,
+       EXISTS (SELECT FROM second_factor f WHERE f.account_id = account.id AND f.confirmed_at IS NOT NULL) AS second_factor
+FROM account WHERE id = $1
+`
+
+type AccountOwnRow struct {
+	Username          string
+	Email             string
+	EmailVerifiedAt   *time.Time
+	Role              string
+	PasswordHash      string
+	CreatedAt         time.Time
+	PasswordChangedAt *time.Time
+	SecondFactor      bool
+}
+
+func (q *Queries) AccountOwn(ctx context.Context, id uuid.UUID) (AccountOwnRow, error) {
+	row := q.db.QueryRow(ctx, accountOwn, id)
+	var i AccountOwnRow
+	err := row.Scan(
+		&i.Username,
+		&i.Email,
+		&i.EmailVerifiedAt,
+		&i.Role,
+		&i.PasswordHash,
+		&i.CreatedAt,
+		&i.PasswordChangedAt,
+		&i.SecondFactor,
+	)
 	return i, err
 }
 
@@ -78,6 +186,62 @@ type AccountRehashParams struct {
 func (q *Queries) AccountRehash(ctx context.Context, arg AccountRehashParams) error {
 	_, err := q.db.Exec(ctx, accountRehash, arg.NewHash, arg.ID, arg.OldHash)
 	return err
+}
+
+const accountSetEmail = `-- name: AccountSetEmail :exec
+UPDATE account SET email = $1, email_key = $2, email_verified_at = $3::timestamptz WHERE id = $4
+`
+
+type AccountSetEmailParams struct {
+	Email      string
+	EmailKey   string
+	VerifiedAt time.Time
+	ID         uuid.UUID
+}
+
+func (q *Queries) AccountSetEmail(ctx context.Context, arg AccountSetEmailParams) error {
+	_, err := q.db.Exec(ctx, accountSetEmail,
+		arg.Email,
+		arg.EmailKey,
+		arg.VerifiedAt,
+		arg.ID,
+	)
+	return err
+}
+
+const accountSetPassword = `-- name: AccountSetPassword :exec
+UPDATE account SET password_hash = $1, password_changed_at = $2::timestamptz WHERE id = $3
+`
+
+type AccountSetPasswordParams struct {
+	PasswordHash string
+	ChangedAt    time.Time
+	ID           uuid.UUID
+}
+
+func (q *Queries) AccountSetPassword(ctx context.Context, arg AccountSetPasswordParams) error {
+	_, err := q.db.Exec(ctx, accountSetPassword, arg.PasswordHash, arg.ChangedAt, arg.ID)
+	return err
+}
+
+const accountVerifyEmail = `-- name: AccountVerifyEmail :execrows
+UPDATE account SET email_verified_at = $1::timestamptz
+WHERE id = $2 AND email = $3 AND email_verified_at IS NULL
+`
+
+type AccountVerifyEmailParams struct {
+	VerifiedAt time.Time
+	ID         uuid.UUID
+	Email      string
+}
+
+// The address in the condition: one that was changed meanwhile is not what the code went to.
+func (q *Queries) AccountVerifyEmail(ctx context.Context, arg AccountVerifyEmailParams) (int64, error) {
+	result, err := q.db.Exec(ctx, accountVerifyEmail, arg.VerifiedAt, arg.ID, arg.Email)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const accountsByID = `-- name: AccountsByID :many

@@ -3,3 +3,23 @@
 //   sqlc v1.31.1
 
 package db
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+type Audit struct {
+	ID        uuid.UUID
+	At        time.Time
+	AccountID *uuid.UUID
+	Action    string
+	Refused   string
+	Actor     string
+	ActorID   *uuid.UUID
+	SessionID *uuid.UUID
+	Address   string
+	UserAgent string
+	Details   []byte
+}

@@ -12,9 +12,25 @@ import (
 	"github.com/google/uuid"
 )
 
+const sessionBelongs = `-- name: SessionBelongs :one
+SELECT EXISTS (SELECT FROM session WHERE id = $1 AND account_id = $2)
+`
+
+type SessionBelongsParams struct {
+	ID        uuid.UUID
+	AccountID uuid.UUID
+}
+
+func (q *Queries) SessionBelongs(ctx context.Context, arg SessionBelongsParams) (bool, error) {
+	row := q.db.QueryRow(ctx, sessionBelongs, arg.ID, arg.AccountID)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
 const sessionCreate = `-- name: SessionCreate :exec
-INSERT INTO session (id, account_id, device_name, token_hash, rotated_at, created_at, expires_at, idle_expires_at)
-VALUES ($1, $2, $3, $4, $5, $5, $6, $7)
+INSERT INTO session (id, account_id, device_name, token_hash, rotated_at, created_at, expires_at, idle_expires_at, address, user_agent)
+VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9)
 `
 
 type SessionCreateParams struct {
@@ -25,6 +41,8 @@ type SessionCreateParams struct {
 	CreatedAt     time.Time
 	ExpiresAt     time.Time
 	IdleExpiresAt time.Time
+	Address       string
+	UserAgent     string
 }
 
 func (q *Queries) SessionCreate(ctx context.Context, arg SessionCreateParams) error {
@@ -36,26 +54,30 @@ func (q *Queries) SessionCreate(ctx context.Context, arg SessionCreateParams) er
 		arg.CreatedAt,
 		arg.ExpiresAt,
 		arg.IdleExpiresAt,
+		arg.Address,
+		arg.UserAgent,
 	)
 	return err
 }
 
 const sessionForRefresh = `-- name: SessionForRefresh :one
 SELECT session.account_id, session.token_hash, session.rotated_at, session.expires_at, session.idle_expires_at,
-       session.revoked_at, account.role
+       session.revoked_at, account.role, account.suspended_at, account.suspended_until
 FROM session JOIN account ON account.id = session.account_id
 WHERE session.id = $1
 FOR NO KEY UPDATE OF session
 `
 
 type SessionForRefreshRow struct {
-	AccountID     uuid.UUID
-	TokenHash     []byte
-	RotatedAt     time.Time
-	ExpiresAt     time.Time
-	IdleExpiresAt time.Time
-	RevokedAt     *time.Time
-	Role          string
+	AccountID      uuid.UUID
+	TokenHash      []byte
+	RotatedAt      time.Time
+	ExpiresAt      time.Time
+	IdleExpiresAt  time.Time
+	RevokedAt      *time.Time
+	Role           string
+	SuspendedAt    *time.Time
+	SuspendedUntil *time.Time
 }
 
 // The row lock makes two refreshes of one session take turns: the second sees what the first did.
@@ -70,8 +92,73 @@ func (q *Queries) SessionForRefresh(ctx context.Context, id uuid.UUID) (SessionF
 		&i.IdleExpiresAt,
 		&i.RevokedAt,
 		&i.Role,
+		&i.SuspendedAt,
+		&i.SuspendedUntil,
 	)
 	return i, err
+}
+
+const sessionList = `-- name: SessionList :many
+SELECT id, device_name, created_at, rotated_at, address, user_agent, idle_expires_at
+FROM session
+WHERE account_id = $1 AND revoked_at IS NULL AND idle_expires_at > $2
+  AND ($3::timestamptz IS NULL
+       OR (rotated_at, id) < ($3::timestamptz, $4::uuid))
+ORDER BY rotated_at DESC, id DESC
+LIMIT $5
+`
+
+type SessionListParams struct {
+	AccountID    uuid.UUID
+	Now          time.Time
+	BeforeUsedAt *time.Time
+	BeforeID     *uuid.UUID
+	PageSize     int32
+}
+
+type SessionListRow struct {
+	ID            uuid.UUID
+	DeviceName    string
+	CreatedAt     time.Time
+	RotatedAt     time.Time
+	Address       string
+	UserAgent     string
+	IdleExpiresAt time.Time
+}
+
+// Live ones. The position is that of the last row of the page before, NULL for the first page.
+func (q *Queries) SessionList(ctx context.Context, arg SessionListParams) ([]SessionListRow, error) {
+	rows, err := q.db.Query(ctx, sessionList,
+		arg.AccountID,
+		arg.Now,
+		arg.BeforeUsedAt,
+		arg.BeforeID,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []SessionListRow{}
+	for rows.Next() {
+		var i SessionListRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.DeviceName,
+			&i.CreatedAt,
+			&i.RotatedAt,
+			&i.Address,
+			&i.UserAgent,
+			&i.IdleExpiresAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const sessionPrune = `-- name: SessionPrune :execrows
@@ -96,6 +183,24 @@ func (q *Queries) SessionPrune(ctx context.Context, arg SessionPruneParams) (int
 	return result.RowsAffected(), nil
 }
 
+const sessionRename = `-- name: SessionRename :execrows
+UPDATE session SET device_name = $1 WHERE id = $2 AND account_id = $3 AND revoked_at IS NULL
+`
+
+type SessionRenameParams struct {
+	DeviceName string
+	ID         uuid.UUID
+	AccountID  uuid.UUID
+}
+
+func (q *Queries) SessionRename(ctx context.Context, arg SessionRenameParams) (int64, error) {
+	result, err := q.db.Exec(ctx, sessionRename, arg.DeviceName, arg.ID, arg.AccountID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const sessionRevoke = `-- name: SessionRevoke :one
 UPDATE session SET revoked_at = $1::timestamptz WHERE id = $2 AND revoked_at IS NULL RETURNING account_id
 `
@@ -113,15 +218,88 @@ func (q *Queries) SessionRevoke(ctx context.Context, arg SessionRevokeParams) (u
 	return account_id, err
 }
 
+const sessionRevokeAll = `-- name: SessionRevokeAll :many
+UPDATE session SET revoked_at = $1::timestamptz
+WHERE account_id = $2 AND id <> $3 AND revoked_at IS NULL AND idle_expires_at > $1::timestamptz
+RETURNING id
+`
+
+type SessionRevokeAllParams struct {
+	RevokedAt time.Time
+	AccountID uuid.UUID
+	ExceptID  uuid.UUID
+}
+
+// All of an account except one, which may be nobody's (the zero id).
+func (q *Queries) SessionRevokeAll(ctx context.Context, arg SessionRevokeAllParams) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, sessionRevokeAll, arg.RevokedAt, arg.AccountID, arg.ExceptID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const sessionRevokeExcess = `-- name: SessionRevokeExcess :many
+UPDATE session SET revoked_at = $1::timestamptz
+WHERE id IN (
+    SELECT s.id FROM session s
+    WHERE s.account_id = $2 AND s.revoked_at IS NULL AND s.idle_expires_at > $1::timestamptz
+    ORDER BY s.rotated_at DESC, s.id DESC OFFSET $3)
+  AND revoked_at IS NULL
+RETURNING id
+`
+
+type SessionRevokeExcessParams struct {
+	RevokedAt time.Time
+	AccountID uuid.UUID
+	Keep      int32
+}
+
+// The live sessions beyond the number that an account may have, the ones used last being kept.
+func (q *Queries) SessionRevokeExcess(ctx context.Context, arg SessionRevokeExcessParams) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, sessionRevokeExcess, arg.RevokedAt, arg.AccountID, arg.Keep)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const sessionRotate = `-- name: SessionRotate :exec
-UPDATE session SET token_hash = $1, rotated_at = $2, idle_expires_at = $3
-WHERE id = $4
+UPDATE session SET token_hash = $1, rotated_at = $2, idle_expires_at = $3,
+       address = $4, user_agent = $5
+WHERE id = $6
 `
 
 type SessionRotateParams struct {
 	TokenHash     []byte
 	RotatedAt     time.Time
 	IdleExpiresAt time.Time
+	Address       string
+	UserAgent     string
 	ID            uuid.UUID
 }
 
@@ -130,6 +308,8 @@ func (q *Queries) SessionRotate(ctx context.Context, arg SessionRotateParams) er
 		arg.TokenHash,
 		arg.RotatedAt,
 		arg.IdleExpiresAt,
+		arg.Address,
+		arg.UserAgent,
 		arg.ID,
 	)
 	return err
