@@ -62,19 +62,15 @@ func (s *Service) CreateDirectConversation(ctx context.Context, req *messagingv1
 // startDirect makes the conversation of two people and tells both, or returns the
 // one that was made meanwhile.
 func (s *Service) startDirect(ctx context.Context, starter, other uuid.UUID) (uuid.UUID, error) {
-	known, err := s.queries.PersonExists(ctx, other)
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("look for the person: %w", err)
-	}
-	if !known {
-		return uuid.Nil, errUserNotFound
-	}
 	id, err := uuid.NewV7()
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("make conversation id: %w", err)
 	}
 	made := false
 	err = s.outbox.Tx(ctx, func(tx pgx.Tx, emit func(...*eventv1.Event) error) error {
+		if err := lockPeople(ctx, db.New(tx), starter, other); err != nil {
+			return err
+		}
 		if made, err = insertDirect(ctx, db.New(tx), id, starter, other, s.clock.Now()); err != nil || !made {
 			return err
 		}
@@ -94,6 +90,26 @@ func (s *Service) startDirect(ctx context.Context, starter, other uuid.UUID) (uu
 		s.log.WarnContext(ctx, "push new conversation", "error", err)
 	}
 	return id, nil
+}
+
+// lockPeople returns USER_NOT_FOUND unless the other person is known, and neither
+// was deleted. The starter may be unknown: its account.registered is on the way.
+func lockPeople(ctx context.Context, q *db.Queries, starter, other uuid.UUID) error {
+	people, err := q.PersonsLock(ctx, []uuid.UUID{starter, other})
+	if err != nil {
+		return fmt.Errorf("look for the people: %w", err)
+	}
+	known := false
+	for _, p := range people {
+		if p.Forgotten {
+			return errUserNotFound
+		}
+		known = known || p.ID == other
+	}
+	if !known {
+		return errUserNotFound
+	}
+	return nil
 }
 
 // insertDirect writes the conversation, its members and the first entry of its
@@ -138,16 +154,17 @@ func (s *Service) GetConversation(ctx context.Context, req *messagingv1.GetConve
 
 // see returns one conversation as the viewer sees it.
 func (s *Service) see(ctx context.Context, viewer, id uuid.UUID) (*messagingv1.Conversation, error) {
-	rows, err := s.queries.ConversationSeen(ctx, db.ConversationSeenParams{
+	seen, err := s.recent.see(ctx, db.ConversationSeenParams{
 		ViewerIds: []uuid.UUID{viewer}, ConversationIds: []uuid.UUID{id},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read conversation: %w", err)
+		return nil, err
 	}
-	if len(rows) == 0 {
+	c, ok := seen[place{id, viewer}]
+	if !ok {
 		return nil, errConversationNotFound
 	}
-	return toConversation(rows[0]), nil
+	return c, nil
 }
 
 // lastActive is the position after a page of ListConversations.
@@ -186,16 +203,14 @@ func (s *Service) ListConversations(ctx context.Context, req *messagingv1.ListCo
 		params.ViewerIds = append(params.ViewerIds, caller)
 		params.ConversationIds = append(params.ConversationIds, row.ID)
 	}
-	seen, err := s.queries.ConversationSeen(ctx, params)
+	seen, err := s.recent.see(ctx, params)
 	if err != nil {
-		return nil, fmt.Errorf("read conversations: %w", err)
+		return nil, err
 	}
-	byID := make(map[uuid.UUID]db.ConversationSeenRow, len(seen))
-	for _, row := range seen {
-		byID[row.ID] = row
-	}
-	for _, row := range ids { // a member row is never deleted, so each id has its row
-		resp.Conversations = append(resp.Conversations, toConversation(byID[row.ID]))
+	for _, row := range ids {
+		if c, ok := seen[place{row.ID, caller}]; ok { // always: member rows are never deleted
+			resp.Conversations = append(resp.Conversations, c)
+		}
 	}
 	return resp, nil
 }
@@ -217,6 +232,7 @@ func parseID(raw string) (uuid.UUID, error) {
 	return id, nil
 }
 
+// toConversation leaves out the last entry of those who have not left.
 func toConversation(r db.ConversationSeenRow) *messagingv1.Conversation {
 	c := &messagingv1.Conversation{
 		Id:          r.ID.String(),
@@ -226,6 +242,7 @@ func toConversation(r db.ConversationSeenRow) *messagingv1.Conversation {
 		CreatedAt:   timestamppb.New(r.CreatedAt),
 		LastAt:      timestamppb.New(r.LastAt),
 		Unread:      max(0, r.HeadOrdinal-r.ReadOrdinal),
+		Closed:      r.Closed,
 		Members: []*messagingv1.Member{{
 			UserId: r.ViewerID.String(), JoinSeq: r.JoinSeq, LeftSeq: r.LeftSeq, ReadSeq: r.ReadSeq, DeliveredSeq: r.DeliveredSeq,
 		}},
@@ -236,7 +253,7 @@ func toConversation(r db.ConversationSeenRow) *messagingv1.Conversation {
 			ReadSeq: *r.OtherReadSeq, DeliveredSeq: *r.OtherDeliveredSeq,
 		})
 	}
-	if r.EntryKind != 0 { // 0: its partition is gone
+	if r.EntryKind != 0 { // 0: see recent, or its partition is gone
 		c.LastEntry = toEntry(logEntry{
 			conversationID: r.ID, seq: r.HeadSeq, ordinal: r.HeadOrdinal, senderID: r.EntrySenderID,
 			createdAt: r.LastAt, clientMessageID: r.EntryClientMessageID, kind: entryKind(r.EntryKind), payload: r.EntryPayload,

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/parleychat/parley/pkg/erasure"
 	"github.com/parleychat/parley/pkg/event"
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -63,6 +64,7 @@ func messageSeen(flush uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event
 func (s *Service) listeners() []event.Listener {
 	return []event.Listener{
 		event.On("auth", "account.registered", event.ByVersion, s.onAccountRegistered),
+		erasure.Listener("messaging", s.outbox, s.forget),
 	}
 }
 
@@ -131,12 +133,12 @@ func (s *Service) pushConversations(ctx context.Context, params db.ConversationS
 	if len(params.ViewerIds) == 0 {
 		return nil
 	}
-	rows, err := s.queries.ConversationSeen(ctx, params)
+	seen, err := s.recent.see(ctx, params)
 	if err != nil {
-		return fmt.Errorf("read conversations: %w", err)
+		return err
 	}
-	for _, r := range rows {
-		s.pusher.conversation(ctx, r.ViewerID, toConversation(r))
+	for at, c := range seen {
+		s.pusher.conversation(ctx, at.userID, c)
 	}
 	return nil
 }

@@ -39,10 +39,14 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 		return fmt.Errorf("make metrics: %w", err)
 	}
 	push := &pusher{realtime: rt.Realtime, metrics: m, log: rt.Log}
+	recent, err := newRecent(db.New(rt.DB), rt.Redis, rt.Log)
+	if err != nil {
+		return err
+	}
 	s := &Service{
-		queries: db.New(rt.DB), outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, pusher: push,
+		queries: db.New(rt.DB), recent: recent, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, pusher: push,
 		receipts: newReceipts(rt.Outbox, push, m, rt.Clock, rt.Log, cfg.ReceiptInterval),
-		syncs:    newSyncer(db.New(rt.DB), m, cfg.SyncEpoch),
+		syncs:    newSyncer(db.New(rt.DB), recent, m, cfg.SyncEpoch),
 		typing:   newTypists(rt.Redis, rt.Clock, rt.Log, cfg.TypingMembers),
 	}
 	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
@@ -58,6 +62,7 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 	rt.Go("receipts", s.receipts.run)
 	rt.Go("metrics", func(ctx context.Context) error { return m.observe(ctx, s.waiting) })
 	rt.Handle(messagingv1connect.NewMessagingServiceHandler(s, rt.Options()...))
+	rt.Handle(messagingv1connect.NewPortabilityServiceHandler(s, rt.Options()...))
 	rt.Listen(s.listeners()...)
 	rt.Recovered(s.repush)
 	rt.Partitions(entries)

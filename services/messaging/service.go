@@ -3,8 +3,8 @@
 //
 // Invariants: seq is dense over all that changes a conversation, and rises in the
 // order of commits; an answered message is committed; one client message id of a
-// sender is in the log at most once within seven days; a watermark never falls;
-// what Sync does not tell now has a transaction id that its next cursor covers.
+// sender is in the log at most once within seven days; a watermark never falls,
+// until its member is forgotten; what Sync does not tell now has a transaction id that its next cursor covers.
 // Everything rests on row locks in PostgreSQL, so any number of replicas work on
 // the same conversations, and no memory has to agree.
 //
@@ -23,7 +23,10 @@ import (
 	"github.com/parleychat/parley/services/messaging/internal/db"
 )
 
-var _ messagingv1connect.MessagingServiceHandler = (*Service)(nil)
+var (
+	_ messagingv1connect.MessagingServiceHandler   = (*Service)(nil)
+	_ messagingv1connect.PortabilityServiceHandler = (*Service)(nil)
+)
 
 // Service implements messagingv1connect.MessagingServiceHandler.
 type Service struct {
@@ -35,6 +38,7 @@ type Service struct {
 	committers []*committer
 	receipts   *receipts
 	syncs      *syncer
+	recent     *recent
 	typing     *typists
 }
 

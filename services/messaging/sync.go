@@ -3,6 +3,7 @@ package messaging
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -66,7 +67,8 @@ func (s *Service) Sync(ctx context.Context, req *messagingv1.SyncRequest) (*mess
 	user := identity.From(ctx).UserID
 	call := &syncCall{user: user, size: page.Size(req.GetPageSize(), 100, 500), gone: ctx.Done(), done: make(chan syncAnswer, 1)}
 	switch position, err := page.Decode[cursor](syncCursor, req.GetCursor(), user); {
-	case err != nil:
+	// PostgreSQL takes no zero byte: the query of everybody beside would fail.
+	case err != nil, position != nil && strings.ContainsRune(position.Epoch, 0):
 		call.cursor.Epoch = unreadableEpoch
 	case position != nil:
 		call.cursor = *position
@@ -86,13 +88,14 @@ func (s *Service) Sync(ctx context.Context, req *messagingv1.SyncRequest) (*mess
 type syncer struct {
 	queue   *gatherer[*syncCall]
 	queries *db.Queries
+	recent  *recent
 	metrics *metrics
 	epoch   int64 // the operator's number
 }
 
-func newSyncer(queries *db.Queries, m *metrics, epoch int64) *syncer {
+func newSyncer(queries *db.Queries, r *recent, m *metrics, epoch int64) *syncer {
 	size := func(c *syncCall) int { return int(c.size) }
-	return &syncer{queue: newGatherer(syncBatch, syncRows, syncQueue, size), queries: queries, metrics: m, epoch: epoch}
+	return &syncer{queue: newGatherer(syncBatch, syncRows, syncQueue, size), queries: queries, recent: r, metrics: m, epoch: epoch}
 }
 
 // run works until ctx has ended and every caller is answered.
@@ -152,18 +155,14 @@ func (y *syncer) answer(ctx context.Context, calls []*syncCall) ([]*messagingv1.
 	if len(wanted.ViewerIds) == 0 {
 		return responses, nil
 	}
-	rows, err := y.queries.ConversationSeen(ctx, wanted)
+	seen, err := y.recent.see(ctx, wanted)
 	if err != nil {
-		return nil, fmt.Errorf("read conversations: %w", err)
-	}
-	seen := make(map[place]db.ConversationSeenRow, len(rows))
-	for _, r := range rows {
-		seen[place{r.ID, r.ViewerID}] = r
+		return nil, err
 	}
 	for i, c := range calls {
 		for _, id := range told[i] {
-			if r, ok := seen[place{id, c.user}]; ok { // always: member rows are never deleted
-				responses[i].Conversations = append(responses[i].Conversations, toConversation(r))
+			if told, ok := seen[place{id, c.user}]; ok { // always: member rows are never deleted
+				responses[i].Conversations = append(responses[i].Conversations, told)
 			}
 		}
 	}

@@ -32,10 +32,11 @@ LIMIT @page_size;
 
 -- Conversations as their members see them: pairs of viewer and conversation, in
 -- any order. A viewer that never was a member gets no row; one that has left sees
--- the log up to where it left. The last entry is found by its time, so that only
--- the partition that holds it is read.
+-- the log up to where it left, and its last entry is found here, by its time, so that
+-- only the partition that holds it is read. The last entry of the others is that at
+-- the head, which many ask for: EntryHead, behind a cache.
 -- name: ConversationSeen :many
-SELECT c.id, c.kind, c.created_at, m.user_id AS viewer_id,
+SELECT c.id, c.kind, c.created_at, c.closed, m.user_id AS viewer_id,
     m.join_seq, m.left_seq, m.read_seq, m.read_ordinal, m.delivered_seq,
     o.user_id AS other_id, o.join_seq AS other_join_seq, o.left_seq AS other_left_seq,
     o.read_seq AS other_read_seq, o.delivered_seq AS other_delivered_seq,
@@ -53,13 +54,14 @@ LEFT JOIN member AS o ON o.conversation_id = c.id
 LEFT JOIN LATERAL (
     SELECT l.ordinal, l.created_at, l.kind, l.sender_id, l.client_message_id, l.payload
     FROM entry AS l
-    WHERE l.conversation_id = c.id
-      AND l.seq = CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END
+    WHERE m.left_seq > 0
+      AND l.conversation_id = c.id
+      AND l.seq = m.left_seq
       AND l.created_at <= c.last_at
-      AND l.created_at >= CASE WHEN m.left_seq > 0 THEN (
+      AND l.created_at >= (
               SELECT max(s.from_time) FROM entry_span AS s
               WHERE s.conversation_id = c.id AND s.from_seq <= m.left_seq
-          ) ELSE c.last_at END
+          )
     LIMIT 1 -- at most one, said so that the planner looks it up per conversation
 ) AS e ON true;
 

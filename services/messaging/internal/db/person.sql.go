@@ -7,19 +7,148 @@ package db
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 )
 
-const personExists = `-- name: PersonExists :one
-SELECT EXISTS (SELECT 1 FROM person WHERE id = $1)
+const conversationClose = `-- name: ConversationClose :exec
+UPDATE conversation SET closed = true, last_xid = greatest(last_xid, pg_current_xact_id())
+WHERE id = ANY($1::uuid[])
 `
 
-func (q *Queries) PersonExists(ctx context.Context, id uuid.UUID) (bool, error) {
-	row := q.db.QueryRow(ctx, personExists, id)
-	var exists bool
-	err := row.Scan(&exists)
-	return exists, err
+func (q *Queries) ConversationClose(ctx context.Context, ids []uuid.UUID) error {
+	_, err := q.db.Exec(ctx, conversationClose, ids)
+	return err
+}
+
+const memberForget = `-- name: MemberForget :exec
+UPDATE member
+SET read_seq = 0, read_ordinal = 0, delivered_seq = 0, mark_xid = greatest(mark_xid, pg_current_xact_id())
+WHERE user_id = $1
+`
+
+func (q *Queries) MemberForget(ctx context.Context, userID uuid.UUID) error {
+	_, err := q.db.Exec(ctx, memberForget, userID)
+	return err
+}
+
+const personConversations = `-- name: PersonConversations :many
+SELECT c.id, c.kind, c.created_at, c.last_at, c.closed, c.direct_low, c.direct_high,
+    m.join_seq, m.left_seq, m.read_seq, m.delivered_seq,
+    (CASE WHEN m.left_seq > 0 THEN m.left_seq ELSE c.head_seq END)::bigint AS head_seq
+FROM member AS m
+JOIN conversation AS c ON c.id = m.conversation_id
+WHERE m.user_id = $1 AND m.conversation_id > $2
+ORDER BY m.conversation_id
+LIMIT $3
+`
+
+type PersonConversationsParams struct {
+	UserID   uuid.UUID
+	AfterID  uuid.UUID
+	PageSize int32
+}
+
+type PersonConversationsRow struct {
+	ID           uuid.UUID
+	Kind         int16
+	CreatedAt    time.Time
+	LastAt       time.Time
+	Closed       bool
+	DirectLow    *uuid.UUID
+	DirectHigh   *uuid.UUID
+	JoinSeq      int64
+	LeftSeq      int64
+	ReadSeq      int64
+	DeliveredSeq int64
+	HeadSeq      int64
+}
+
+// A page of somebody's conversations, with what is stored of the person in each.
+func (q *Queries) PersonConversations(ctx context.Context, arg PersonConversationsParams) ([]PersonConversationsRow, error) {
+	rows, err := q.db.Query(ctx, personConversations, arg.UserID, arg.AfterID, arg.PageSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []PersonConversationsRow{}
+	for rows.Next() {
+		var i PersonConversationsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Kind,
+			&i.CreatedAt,
+			&i.LastAt,
+			&i.Closed,
+			&i.DirectLow,
+			&i.DirectHigh,
+			&i.JoinSeq,
+			&i.LeftSeq,
+			&i.ReadSeq,
+			&i.DeliveredSeq,
+			&i.HeadSeq,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const personConversationsLock = `-- name: PersonConversationsLock :many
+SELECT c.id, c.kind, c.direct_low, c.direct_high
+FROM conversation AS c
+WHERE c.id IN (SELECT m.conversation_id FROM member AS m WHERE m.user_id = $1)
+ORDER BY c.id
+FOR NO KEY UPDATE OF c
+`
+
+type PersonConversationsLockRow struct {
+	ID         uuid.UUID
+	Kind       int16
+	DirectLow  *uuid.UUID
+	DirectHigh *uuid.UUID
+}
+
+// Every conversation of a person, locked in the order in which sends lock them.
+func (q *Queries) PersonConversationsLock(ctx context.Context, userID uuid.UUID) ([]PersonConversationsLockRow, error) {
+	rows, err := q.db.Query(ctx, personConversationsLock, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []PersonConversationsLockRow{}
+	for rows.Next() {
+		var i PersonConversationsLockRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Kind,
+			&i.DirectLow,
+			&i.DirectHigh,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const personForget = `-- name: PersonForget :exec
+INSERT INTO person (id, version, forgotten)
+VALUES ($1, 0, true)
+ON CONFLICT (id) DO UPDATE SET forgotten = true
+`
+
+func (q *Queries) PersonForget(ctx context.Context, id uuid.UUID) error {
+	_, err := q.db.Exec(ctx, personForget, id)
+	return err
 }
 
 const personUpsert = `-- name: PersonUpsert :exec
@@ -36,5 +165,46 @@ type PersonUpsertParams struct {
 
 func (q *Queries) PersonUpsert(ctx context.Context, arg PersonUpsertParams) error {
 	_, err := q.db.Exec(ctx, personUpsert, arg.ID, arg.Version)
+	return err
+}
+
+const personsLock = `-- name: PersonsLock :many
+SELECT id, forgotten FROM person WHERE id = ANY($1::uuid[]) ORDER BY id FOR SHARE
+`
+
+type PersonsLockRow struct {
+	ID        uuid.UUID
+	Forgotten bool
+}
+
+// Who starts a conversation with whom. The locks make it wait for a person who is
+// just being forgotten, and the forgetting wait for the conversation: it then sees
+// it.
+func (q *Queries) PersonsLock(ctx context.Context, ids []uuid.UUID) ([]PersonsLockRow, error) {
+	rows, err := q.db.Query(ctx, personsLock, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []PersonsLockRow{}
+	for rows.Next() {
+		var i PersonsLockRow
+		if err := rows.Scan(&i.ID, &i.Forgotten); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const sendKeyForget = `-- name: SendKeyForget :exec
+DELETE FROM send_key WHERE sender_id = $1
+`
+
+func (q *Queries) SendKeyForget(ctx context.Context, senderID uuid.UUID) error {
+	_, err := q.db.Exec(ctx, sendKeyForget, senderID)
 	return err
 }
