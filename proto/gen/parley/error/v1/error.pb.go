@@ -104,6 +104,30 @@ const (
 	Reason_REASON_MAIL_UNAVAILABLE Reason = 117
 	// auth: the address is verified already.
 	Reason_REASON_EMAIL_VERIFIED_ALREADY Reason = 118
+	// auth: nobody of that name to log in with.
+	Reason_REASON_OAUTH_PROVIDER_UNKNOWN Reason = 140
+	// auth: the redirect URI is not among those that the deployment allows.
+	Reason_REASON_OAUTH_REDIRECT_NOT_ALLOWED Reason = 141
+	// auth: the flow is unknown, used, expired or somebody else's: begin again.
+	Reason_REASON_OAUTH_STATE_INVALID Reason = 142
+	// auth: the provider does not confirm the person.
+	Reason_REASON_OAUTH_REFUSED Reason = 143
+	// auth: the provider is away: begin again later.
+	Reason_REASON_OAUTH_PROVIDER_UNAVAILABLE Reason = 144
+	// auth: an account with the person's address exists: log in to it and link.
+	Reason_REASON_OAUTH_LINK_REQUIRED Reason = 145
+	// auth: the ticket is unknown, used or expired: begin again.
+	Reason_REASON_OAUTH_TICKET_INVALID Reason = 146
+	// auth: the identity belongs to an account already.
+	Reason_REASON_IDENTITY_TAKEN Reason = 147
+	// auth: no such identity of the caller's.
+	Reason_REASON_IDENTITY_NOT_FOUND Reason = 148
+	// auth: nothing else would be left to log in with.
+	Reason_REASON_LAST_LOGIN_METHOD Reason = 149
+	// auth: the account has an identity of this provider already.
+	Reason_REASON_IDENTITY_PROVIDER_LINKED Reason = 150
+	// auth: the provider gave no e-mail address, so one has to be given.
+	Reason_REASON_EMAIL_REQUIRED Reason = 151
 	// user: no such person.
 	Reason_REASON_USER_NOT_FOUND Reason = 200
 	// auth: the user name was changed lately; retry_after says when it may be again.
@@ -176,6 +200,18 @@ var (
 		116: "REASON_LAST_ADMIN",
 		117: "REASON_MAIL_UNAVAILABLE",
 		118: "REASON_EMAIL_VERIFIED_ALREADY",
+		140: "REASON_OAUTH_PROVIDER_UNKNOWN",
+		141: "REASON_OAUTH_REDIRECT_NOT_ALLOWED",
+		142: "REASON_OAUTH_STATE_INVALID",
+		143: "REASON_OAUTH_REFUSED",
+		144: "REASON_OAUTH_PROVIDER_UNAVAILABLE",
+		145: "REASON_OAUTH_LINK_REQUIRED",
+		146: "REASON_OAUTH_TICKET_INVALID",
+		147: "REASON_IDENTITY_TAKEN",
+		148: "REASON_IDENTITY_NOT_FOUND",
+		149: "REASON_LAST_LOGIN_METHOD",
+		150: "REASON_IDENTITY_PROVIDER_LINKED",
+		151: "REASON_EMAIL_REQUIRED",
 		200: "REASON_USER_NOT_FOUND",
 		201: "REASON_USERNAME_CHANGE_TOO_SOON",
 		202: "REASON_DISPLAY_NAME_INVALID",
@@ -193,57 +229,69 @@ var (
 		240: "REASON_TOO_MANY_WATCHES",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":              0,
-		"REASON_INTERNAL":                 1,
-		"REASON_INVALID_ARGUMENT":         2,
-		"REASON_TOKEN_MISSING":            3,
-		"REASON_TOKEN_INVALID":            4,
-		"REASON_TOKEN_EXPIRED":            5,
-		"REASON_SESSION_REVOKED":          6,
-		"REASON_ACCESS_DENIED":            7,
-		"REASON_METHOD_UNKNOWN":           8,
-		"REASON_RATE_LIMITED":             9,
-		"REASON_OVERLOADED":               10,
-		"REASON_UNAVAILABLE":              11,
-		"REASON_DEADLINE_EXCEEDED":        12,
-		"REASON_PAGE_TOKEN_INVALID":       13,
-		"REASON_VERSION_CONFLICT":         14,
-		"REASON_TOO_LARGE":                15,
-		"REASON_CANCELED":                 16,
-		"REASON_EMAIL_TAKEN":              100,
-		"REASON_USERNAME_TAKEN":           101,
-		"REASON_CREDENTIALS_INVALID":      102,
-		"REASON_REFRESH_TOKEN_INVALID":    103,
-		"REASON_REFRESH_TOKEN_REUSED":     104,
-		"REASON_PASSWORD_WEAK":            105,
-		"REASON_SESSION_NOT_FOUND":        106,
-		"REASON_CODE_INVALID":             107,
-		"REASON_SECOND_FACTOR_REQUIRED":   108,
-		"REASON_SECOND_FACTOR_INVALID":    109,
-		"REASON_SECOND_FACTOR_ON":         110,
-		"REASON_SECOND_FACTOR_OFF":        111,
-		"REASON_CHALLENGE_INVALID":        112,
-		"REASON_ACCOUNT_SUSPENDED":        113,
-		"REASON_ACCOUNT_NOT_FOUND":        114,
-		"REASON_OWN_ACCOUNT":              115,
-		"REASON_LAST_ADMIN":               116,
-		"REASON_MAIL_UNAVAILABLE":         117,
-		"REASON_EMAIL_VERIFIED_ALREADY":   118,
-		"REASON_USER_NOT_FOUND":           200,
-		"REASON_USERNAME_CHANGE_TOO_SOON": 201,
-		"REASON_DISPLAY_NAME_INVALID":     202,
-		"REASON_BIO_INVALID":              203,
-		"REASON_LOCALE_INVALID":           204,
-		"REASON_CONFIRMATION_REQUIRED":    205,
-		"REASON_ERASURE_NOT_FOUND":        206,
-		"REASON_CONVERSATION_NOT_FOUND":   300,
-		"REASON_NOT_A_MEMBER":             301,
-		"REASON_CONVERSATION_CLOSED":      302,
-		"REASON_SEND_NOT_ALLOWED":         303,
-		"REASON_CLIENT_MESSAGE_ID_REUSED": 304,
-		"REASON_RESET_REQUIRED":           305,
-		"REASON_SELF_CONVERSATION":        306,
-		"REASON_TOO_MANY_WATCHES":         240,
+		"REASON_UNSPECIFIED":                0,
+		"REASON_INTERNAL":                   1,
+		"REASON_INVALID_ARGUMENT":           2,
+		"REASON_TOKEN_MISSING":              3,
+		"REASON_TOKEN_INVALID":              4,
+		"REASON_TOKEN_EXPIRED":              5,
+		"REASON_SESSION_REVOKED":            6,
+		"REASON_ACCESS_DENIED":              7,
+		"REASON_METHOD_UNKNOWN":             8,
+		"REASON_RATE_LIMITED":               9,
+		"REASON_OVERLOADED":                 10,
+		"REASON_UNAVAILABLE":                11,
+		"REASON_DEADLINE_EXCEEDED":          12,
+		"REASON_PAGE_TOKEN_INVALID":         13,
+		"REASON_VERSION_CONFLICT":           14,
+		"REASON_TOO_LARGE":                  15,
+		"REASON_CANCELED":                   16,
+		"REASON_EMAIL_TAKEN":                100,
+		"REASON_USERNAME_TAKEN":             101,
+		"REASON_CREDENTIALS_INVALID":        102,
+		"REASON_REFRESH_TOKEN_INVALID":      103,
+		"REASON_REFRESH_TOKEN_REUSED":       104,
+		"REASON_PASSWORD_WEAK":              105,
+		"REASON_SESSION_NOT_FOUND":          106,
+		"REASON_CODE_INVALID":               107,
+		"REASON_SECOND_FACTOR_REQUIRED":     108,
+		"REASON_SECOND_FACTOR_INVALID":      109,
+		"REASON_SECOND_FACTOR_ON":           110,
+		"REASON_SECOND_FACTOR_OFF":          111,
+		"REASON_CHALLENGE_INVALID":          112,
+		"REASON_ACCOUNT_SUSPENDED":          113,
+		"REASON_ACCOUNT_NOT_FOUND":          114,
+		"REASON_OWN_ACCOUNT":                115,
+		"REASON_LAST_ADMIN":                 116,
+		"REASON_MAIL_UNAVAILABLE":           117,
+		"REASON_EMAIL_VERIFIED_ALREADY":     118,
+		"REASON_OAUTH_PROVIDER_UNKNOWN":     140,
+		"REASON_OAUTH_REDIRECT_NOT_ALLOWED": 141,
+		"REASON_OAUTH_STATE_INVALID":        142,
+		"REASON_OAUTH_REFUSED":              143,
+		"REASON_OAUTH_PROVIDER_UNAVAILABLE": 144,
+		"REASON_OAUTH_LINK_REQUIRED":        145,
+		"REASON_OAUTH_TICKET_INVALID":       146,
+		"REASON_IDENTITY_TAKEN":             147,
+		"REASON_IDENTITY_NOT_FOUND":         148,
+		"REASON_LAST_LOGIN_METHOD":          149,
+		"REASON_IDENTITY_PROVIDER_LINKED":   150,
+		"REASON_EMAIL_REQUIRED":             151,
+		"REASON_USER_NOT_FOUND":             200,
+		"REASON_USERNAME_CHANGE_TOO_SOON":   201,
+		"REASON_DISPLAY_NAME_INVALID":       202,
+		"REASON_BIO_INVALID":                203,
+		"REASON_LOCALE_INVALID":             204,
+		"REASON_CONFIRMATION_REQUIRED":      205,
+		"REASON_ERASURE_NOT_FOUND":          206,
+		"REASON_CONVERSATION_NOT_FOUND":     300,
+		"REASON_NOT_A_MEMBER":               301,
+		"REASON_CONVERSATION_CLOSED":        302,
+		"REASON_SEND_NOT_ALLOWED":           303,
+		"REASON_CLIENT_MESSAGE_ID_REUSED":   304,
+		"REASON_RESET_REQUIRED":             305,
+		"REASON_SELF_CONVERSATION":          306,
+		"REASON_TOO_MANY_WATCHES":           240,
 	}
 )
 
@@ -349,7 +397,7 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\bmetadata\x18\x03 \x03(\v2(.parley.error.v1.ErrorInfo.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xc5\v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xd5\x0e\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1b\n" +
@@ -387,7 +435,19 @@ const file_parley_error_v1_error_proto_rawDesc = "" +
 	"\x12REASON_OWN_ACCOUNT\x10s\x12\x15\n" +
 	"\x11REASON_LAST_ADMIN\x10t\x12\x1b\n" +
 	"\x17REASON_MAIL_UNAVAILABLE\x10u\x12!\n" +
-	"\x1dREASON_EMAIL_VERIFIED_ALREADY\x10v\x12\x1a\n" +
+	"\x1dREASON_EMAIL_VERIFIED_ALREADY\x10v\x12\"\n" +
+	"\x1dREASON_OAUTH_PROVIDER_UNKNOWN\x10\x8c\x01\x12&\n" +
+	"!REASON_OAUTH_REDIRECT_NOT_ALLOWED\x10\x8d\x01\x12\x1f\n" +
+	"\x1aREASON_OAUTH_STATE_INVALID\x10\x8e\x01\x12\x19\n" +
+	"\x14REASON_OAUTH_REFUSED\x10\x8f\x01\x12&\n" +
+	"!REASON_OAUTH_PROVIDER_UNAVAILABLE\x10\x90\x01\x12\x1f\n" +
+	"\x1aREASON_OAUTH_LINK_REQUIRED\x10\x91\x01\x12 \n" +
+	"\x1bREASON_OAUTH_TICKET_INVALID\x10\x92\x01\x12\x1a\n" +
+	"\x15REASON_IDENTITY_TAKEN\x10\x93\x01\x12\x1e\n" +
+	"\x19REASON_IDENTITY_NOT_FOUND\x10\x94\x01\x12\x1d\n" +
+	"\x18REASON_LAST_LOGIN_METHOD\x10\x95\x01\x12$\n" +
+	"\x1fREASON_IDENTITY_PROVIDER_LINKED\x10\x96\x01\x12\x1a\n" +
+	"\x15REASON_EMAIL_REQUIRED\x10\x97\x01\x12\x1a\n" +
 	"\x15REASON_USER_NOT_FOUND\x10\xc8\x01\x12$\n" +
 	"\x1fREASON_USERNAME_CHANGE_TOO_SOON\x10\xc9\x01\x12 \n" +
 	"\x1bREASON_DISPLAY_NAME_INVALID\x10\xca\x01\x12\x17\n" +
