@@ -116,6 +116,13 @@ with_stack = for each in postgres redis pgbouncer; do tools/$$each/ensure >/dev/
 bench: build-parley ## Measure a fresh `parley dev`: pairs, a steady rate, silence; prints machine, commands, seed, raw results
 	@tools/bench $(ARGS)
 
+# TIME=5m lets each target run longer, ONLY=Token chooses some.
+TIME ?= 30s
+ONLY ?= .
+.PHONY: fuzz
+fuzz: build-stack ## Run every fuzz target for a while; TIME=30s ONLY=REGEX
+	@$(with_stack) env TIME=$(TIME) ONLY='$(ONLY)' tools/fuzz
+
 ##@ Before a commit
 
 .PHONY: verify
