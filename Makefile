@@ -111,17 +111,14 @@ build-stack:
 # Runs a command beside the servers that tests need.
 with_stack = for each in postgres redis pgbouncer; do tools/$$each/ensure >/dev/null; done; bin/parley-stack --
 
-# Two or three minutes. Nothing else should run on the machine: look at the load averages in the results.
+# A quarter of an hour. Nothing else should run on the machine: look at the load averages in the results.
+# RESULT=file keeps the raw figures.
+SECONDS ?= 20
 .PHONY: bench
-bench: build-parley ## Measure a fresh `parley dev`: pairs, a steady rate, silence; prints machine, commands, seed, raw results
-	@tools/bench $(ARGS)
-
-# TIME=5m lets each target run longer, ONLY=Token chooses some.
-TIME ?= 30s
-ONLY ?= .
-.PHONY: fuzz
-fuzz: build-stack ## Run every fuzz target for a while; TIME=30s ONLY=REGEX
-	@$(with_stack) env TIME=$(TIME) ONLY='$(ONLY)' tools/fuzz
+bench: build-stack ## Measure everything beside a yardstick and judge the figures; SECONDS=20 each, SEED=1
+	@tools/postgres/ensure >/dev/null; \
+	PARLEY_BENCH_SECONDS=$(SECONDS) PARLEY_BENCH_SEED=$(SEED) PARLEY_BENCH_RESULT=$(abspath $(RESULT)) \
+		go test -count=1 -timeout=3h -v -run '^TestBench$$' ./test/e2e/bench
 
 ##@ Before a commit
 

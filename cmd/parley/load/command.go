@@ -53,7 +53,7 @@ func Command() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Scenario, "scenario", scenarioDirect, "direct (pairs talk) or idle (everybody is connected and silent)")
-	flags.StringVar(&o.URL, "url", "ws://127.0.0.1:8080/v1/ws", "the socket of a gateway or balancer")
+	flags.StringVar(&o.URL, "url", "ws://127.0.0.1:8080/v1/ws", "the socket of a gateway or balancer; several, comma separated, share the people")
 	flags.StringVar(&o.Data, "data", "", "the data folder of a running `parley dev`: gives --url, --pids and --metrics")
 	flags.StringVar(&o.UsersFile, "users-file", "users.jsonl", "the people, as `parley seed` wrote them")
 	flags.IntVar(&o.Skip, "skip", 0, "leave out the first people of the file")

@@ -114,6 +114,13 @@ func (o *Options) people() int {
 	return 2 * o.Pairs
 }
 
+// gatewayOf is the socket's URL for a person: neighbours are on different gateways, so that pairs talk
+// from one to another.
+func (o *Options) gatewayOf(person int) string {
+	list := strings.Split(o.URL, ",")
+	return list[person%len(list)]
+}
+
 // sources are the addresses to connect from; a number n stands for 127.0.0.2 and the n-1
 // after it, for one address has 28,000 ports or so.
 func (o *Options) sources() []string {

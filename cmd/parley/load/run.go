@@ -144,7 +144,7 @@ func (r *run) open(ctx context.Context, person int) error {
 	r.mu.Lock()
 	token := r.people[person].Token
 	r.mu.Unlock()
-	s, err := dial(ctx, r.dialers[person%len(r.dialers)], r.opts.URL, token)
+	s, err := dial(ctx, r.dialers[person%len(r.dialers)], r.opts.gatewayOf(person), token)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ var programs = []string{
 	"./cmd/parley",
 	"./services/auth/cmd/auth", "./services/user/cmd/user", "./services/messaging/cmd/messaging",
 	"./gateway/cmd/gateway",
+	"./test/e2e/bench/cmd/bare",
 }
 
 // envPrograms names a folder with programs that were built before, for example
@@ -24,7 +25,12 @@ var programs = []string{
 // where the tests watch for data races, so do the programs.
 const envPrograms = "PARLEY_E2E_PROGRAMS"
 
-// program returns the path of a program by its name.
+// Program returns the path of a program by its name.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	return program(t, name)
+}
+
 func program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := built()

@@ -8,9 +8,11 @@ func (s *System) startOneProcess(o Options) {
 	dir := folder(s.t)
 	gateway, admin := address(s.t), address(s.t)
 	s.Gateways = []string{gateway}
+	s.data = filepath.Join(dir, "data")
 	parley := newProcess(s.t, dir, "parley", program(s.t, "parley"), []string{
-		"dev", "--listen", gateway, "--admin-listen", admin, "--data", filepath.Join(dir, "data"), "--json", "--verbose",
+		"dev", "--listen", gateway, "--admin-listen", admin, "--data", s.data, "--json", "--verbose",
 	}, tuning(o), admin)
+	parley.pin(o.CPU)
 	parley.tells = true
 	s.processes = []*Process{parley}
 	// An orderly end first: it also ends the database of a test that has not failed

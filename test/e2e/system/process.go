@@ -66,6 +66,26 @@ func newProcess(t testing.TB, dir, name, path string, args, env []string, admin 
 	return p
 }
 
+// pin has the process run on one CPU; taskset becomes it, so it keeps its PID.
+func (p *Process) pin(cpu string) {
+	if cpu != "" {
+		p.path, p.args = "taskset", append([]string{"-c", cpu, p.path}, p.args...)
+	}
+}
+
+// PID is the process's id, 0 while it does not run.
+func (p *Process) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+// Admin is the base URL of the admin port.
+func (p *Process) Admin() string { return "http://" + p.admin }
+
 // Set adds variables to the environment of the next start; a later value wins.
 func (p *Process) Set(env ...string) { p.env = append(p.env, env...) }
 

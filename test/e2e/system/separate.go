@@ -1,11 +1,13 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -18,15 +20,27 @@ import (
 	"github.com/parleychat/parley/pkg/testkit"
 )
 
-// replicas says how often each program runs.
-var replicas = []struct {
+// replica says how often a program runs.
+type replica struct {
 	program string
 	names   []string
-}{
-	{"auth", []string{"auth"}},
-	{"user", []string{"user"}},
-	{"messaging", []string{"messaging-1", "messaging-2"}},
-	{"gateway", []string{"gateway-1", "gateway-2"}},
+}
+
+// replicas are the programs in the order of their start.
+func replicas(o Options) []replica {
+	named := func(program string, n int) replica {
+		r := replica{program: program}
+		for i := range n {
+			r.names = append(r.names, fmt.Sprintf("%s-%d", program, i+1))
+		}
+		return r
+	}
+	return []replica{
+		{"auth", []string{"auth"}},
+		{"user", []string{"user"}},
+		named("messaging", cmp.Or(o.Messagings, 2)),
+		named("gateway", cmp.Or(o.Gateways, 2)),
+	}
 }
 
 // plan is what the processes of a system must know of each other.
@@ -51,8 +65,8 @@ func (s *System) startSeparate(o Options) {
 	if s.Postgres == nil || s.NATS == nil || s.Redis == nil {
 		s.t.FailNow()
 	}
-	p := s.plan()
-	for _, r := range replicas {
+	p := s.plan(o)
+	for _, r := range replicas(o) {
 		for _, name := range r.names {
 			s.processes = append(s.processes, s.prepare(p, r.program, name, o))
 		}
@@ -66,13 +80,14 @@ func (s *System) startSeparate(o Options) {
 	}
 }
 
-func (s *System) plan() *plan {
+func (s *System) plan(o Options) *plan {
 	p := &plan{
 		dir: folder(s.t), databases: map[string]string{}, listen: map[string]string{},
 		urls: map[string][]string{}, keys: map[string]ed25519.PrivateKey{},
 	}
 	database := s.Postgres.NewDatabase(s.t)
-	for _, r := range replicas {
+	programs := replicas(o)
+	for _, r := range programs {
 		for _, name := range r.names {
 			p.listen[name] = address(s.t)
 			p.urls[r.program] = append(p.urls[r.program], "http://"+p.listen[name])
@@ -82,10 +97,11 @@ func (s *System) plan() *plan {
 			p.databases[r.program] = provision(s.t, database.AdminURL(), r.program)
 		}
 	}
-	for _, name := range []string{"KEY_ENCRYPTION_KEY", "REFRESH_SECRET", "PASSWORD_PEPPER"} {
+	for _, name := range []string{keyEncryptionKey, "REFRESH_SECRET", "PASSWORD_PEPPER"} {
 		p.secrets = append(p.secrets, variable("auth", name, base64.StdEncoding.EncodeToString(random(32))))
 	}
-	for _, name := range replicas[len(replicas)-1].names {
+	s.seeding = []string{p.databases["auth"], p.secrets[0]}
+	for _, name := range programs[len(programs)-1].names {
 		s.Gateways = append(s.Gateways, p.listen[name])
 	}
 	return p
@@ -97,11 +113,13 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 	admin := address(s.t)
 	bus := s.NATS.URL
 	env := slices.Clone(p.secrets)
-	if name == "gateway" {
+	switch {
+	case name == "gateway" && o.Straight:
+	case name == "gateway":
 		way := NewProxy(s.t, strings.TrimPrefix(bus, "nats://"))
 		s.Bus = append(s.Bus, way)
 		bus = "nats://" + way.Addr
-	} else {
+	default:
 		env = append(env,
 			variable(name, "DATABASE_URL", p.databases[name]),
 			// The embedded server speaks RESP2 and has no client-side caching.
@@ -120,7 +138,9 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 		variable(name, "DRAIN_DELAY", "200ms"),
 		variable(name, "LOG_FORMAT", "text"),
 	)
-	return newProcess(s.t, p.dir, replica, program(s.t, name), nil, of(name, append(env, tuning(o)...)), admin)
+	process := newProcess(s.t, p.dir, replica, program(s.t, name), nil, of(name, append(env, tuning(o)...)), admin)
+	process.pin(o.CPU)
+	return process
 }
 
 // backends is the variable with the addresses of all services: services are

@@ -45,6 +45,12 @@ type Options struct {
 	ClockOffset time.Duration
 	// Env are further variables for every process that knows them.
 	Env []string
+	// Gateways and Messagings are how many there are where processes are separate; 2 each if 0.
+	Gateways, Messagings int
+	// Straight leaves out the proxies between gateways and NATS, for measurements: nobody can cut them off.
+	Straight bool
+	// CPU, if set, is the one that all processes of the product and what they start run on (Linux: taskset).
+	CPU string
 }
 
 // System is the running product.
@@ -61,7 +67,28 @@ type System struct {
 
 	t         testing.TB
 	processes []*Process // in the order of their start
+	seeding   []string   // see Seeding
+	data      string     // see Data
 }
+
+// keyEncryptionKey is auth's variable with the key that seals the signing keys.
+const keyEncryptionKey = "KEY_ENCRYPTION_KEY"
+
+// Seeding is what `parley seed` needs of a system of separate processes: the URL of auth's database, and the
+// variable with the key for its environment.
+func (s *System) Seeding() (database, variable string) {
+	s.t.Helper()
+	if len(s.seeding) == 0 {
+		s.t.Fatal("one process tells `parley seed` by its data folder")
+	}
+	return s.seeding[0], s.seeding[1]
+}
+
+// Data is the data folder of a system in one process.
+func (s *System) Data() string { return s.data }
+
+// Processes are all of them, in the order of their start.
+func (s *System) Processes() []*Process { return s.processes }
 
 // Start starts the product in a shape and waits until all of it is ready. It ends
 // after the test.
