@@ -22,7 +22,7 @@ const likenessFrom = 3
 // others tells of them.
 func (s *Service) SearchUsers(ctx context.Context, req *userv1.SearchUsersRequest) (*userv1.SearchUsersResponse, error) {
 	caller := identity.From(ctx).UserID
-	if err := s.searches.take(ctx, caller.String()); err != nil {
+	if err := s.searches.Check(ctx, caller.String()); err != nil {
 		return nil, err
 	}
 	typed := fold(req.GetQuery())

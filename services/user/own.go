@@ -80,6 +80,7 @@ func (s *Service) UpdateProfile(ctx context.Context, req *userv1.UpdateProfileRe
 	if err != nil {
 		return nil, err
 	}
+	s.changed(ctx, id)
 	return &userv1.UpdateProfileResponse{Profile: profileToProto(row)}, nil
 }
 

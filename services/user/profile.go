@@ -99,14 +99,18 @@ func withoutProfile(ids []uuid.UUID, found []*userv1.User) []string {
 	return missing
 }
 
+// read finds those who have a profile, in the order of the ids.
 func (s *Service) read(ctx context.Context, ids []uuid.UUID) ([]*userv1.User, error) {
-	rows, err := db.New(s.pool).ProfilesByID(ctx, ids)
+	profiles, err := s.profiles.GetMany(ctx, ids)
 	if err != nil {
-		return nil, fmt.Errorf("select profiles: %w", err)
+		return nil, err
 	}
-	found := make([]*userv1.User, 0, len(rows))
-	for _, row := range rows {
-		found = append(found, toProto(row))
+	found := make([]*userv1.User, 0, len(profiles))
+	for _, id := range ids {
+		if p, ok := profiles[id]; ok {
+			found = append(found, p)
+			delete(profiles, id) // asked for twice, told once
+		}
 	}
 	return found, nil
 }

@@ -33,10 +33,12 @@ func setup(ctx context.Context, rt *service.Runtime) error {
 		pool: rt.DB, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log,
 		accounts:      authv1connect.NewAuthServiceClient(rt.Dial("auth")),
 		confirmations: authv1connect.NewConfirmationServiceClient(rt.Dial("auth")),
-		searches:      newSearches(cfg.SearchLimit, rt.Clock),
 		services:      rt.Services, exporters: dialExporters(rt), exports: make(chan struct{}, cfg.ExportPlaces),
 		confirmationAge: cfg.ConfirmationAge, deletionGrace: cfg.DeletionGrace, erasureLate: cfg.ErasureLate,
 		exportsPerDay: cfg.ExportsPerDay,
+	}
+	if err := s.setupHot(rt, cfg.SearchLimit); err != nil {
+		return err
 	}
 	rt.Handle(userv1connect.NewUserServiceHandler(s, rt.Options()...))
 	rt.Handle(userv1connect.NewProfileServiceHandler(s, rt.Options()...))

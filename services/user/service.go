@@ -16,11 +16,15 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/parleychat/parley/pkg/cache"
 	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/limit"
 	"github.com/parleychat/parley/pkg/outbox"
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
+	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/proto/gen/parley/user/v1/userv1connect"
 )
 
@@ -52,7 +56,8 @@ type Service struct {
 	clock         clock.Clock
 	log           *slog.Logger
 
-	searches *searches
+	searches *limit.Limiter
+	profiles *cache.Cache[uuid.UUID, *userv1.User]
 
 	// services are all of the deployment, this one among them. Without any, nobody
 	// is deleted and nothing exported: it would be done by halves.
