@@ -90,6 +90,10 @@ gen-sql: bin/sqlc
 	done; \
 	if [[ -n "$${failed:-}" ]]; then echo "sqlc failed for:$$failed" >&2; exit 1; fi
 
+.PHONY: dashboards
+dashboards: ## Make the Grafana dashboards and the operator's rules of deploy/observability
+	GOWORK=off go -C tools/manifests run ./cmd/dashboards $(CURDIR)/deploy/observability
+
 .PHONY: fmt
 fmt: bin/golangci-lint $(BUF) ## Format Go and protos
 	$(BUF) format -w proto

@@ -209,7 +209,8 @@ func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time) {
 	}
 	if r.runs != nil {
 		r.runs.Add(ctx, 1, metric.WithAttributes(attribute.String("service", r.service),
-			attribute.String("job", j.Name), attribute.String("outcome", outcome)))
+			// Not "job": Prometheus calls its own targets so.
+			attribute.String("job_name", j.Name), attribute.String("outcome", outcome)))
 	}
 	if nerr := r.noteEnd(ctx, j.Name, r.clock.Now(), err); nerr != nil && ctx.Err() == nil {
 		r.log.WarnContext(ctx, "end of job cannot be noted", "job", j.Name, "error", nerr)
