@@ -62,9 +62,11 @@ type Options struct {
 	Clock clock.Clock
 	// Settings are environment variables: "PARLEY_MESSAGING_COMMITTERS=1".
 	Settings []string
-	// Database and NATSURL replace the shared servers, for tests that kill theirs.
+	// Database, NATSURL and RedisURL replace the shared servers, for tests that kill
+	// theirs.
 	Database *testkit.Database
 	NATSURL  string
+	RedisURL string
 	// Mail names a service that sends mails: it sends them to Harness.Mail.
 	Mail string
 	// Log replaces the test's log.
@@ -89,8 +91,10 @@ type Harness struct {
 	log     *slog.Logger
 	db      *testkit.Database
 	natsURL string
-	dialer  *dialer
-	userKey token.SigningKey
+	// redisURL is the key space of the test, which all replicas share.
+	redisURL string
+	dialer   *dialer
+	userKey  token.SigningKey
 
 	mu        sync.Mutex
 	keys      map[string]ed25519.PrivateKey
@@ -176,6 +180,9 @@ func (h *Harness) prepareServers(defs []service.Definition) {
 	if h.natsURL == "" {
 		h.natsURL = testkit.NATS(h.t).URL
 	}
+	if h.redisURL = h.opts.RedisURL; h.redisURL == "" {
+		h.redisURL = testkit.Redis(h.t) + "?protocol=2&client_cache=0"
+	}
 	h.Bus = h.connect("servicetest")
 	h.t.Cleanup(h.Bus.Close)
 }
@@ -189,9 +196,17 @@ func (h *Harness) connect(name string) *event.Bus {
 	return bus
 }
 
+// Redis returns a connection of the test's own to the Redis of the services.
+func (h *Harness) Redis() rueidis.Client {
+	h.t.Helper()
+	client := h.redis("servicetest")
+	h.t.Cleanup(client.Close)
+	return client
+}
+
 func (h *Harness) redis(name string) rueidis.Client {
 	h.t.Helper()
-	client, err := cache.Open(testkit.Redis(h.t)+"?protocol=2&client_cache=0", name)
+	client, err := cache.Open(h.redisURL, name)
 	if err != nil {
 		h.t.Fatalf("connect %s to Redis: %v", name, err)
 	}

@@ -37,6 +37,9 @@ func (s *Service) forget(ctx context.Context, tx pgx.Tx, person uuid.UUID) error
 	if err := queries.ExportRunForget(ctx, person); err != nil {
 		return fmt.Errorf("delete the exports: %w", err)
 	}
+	if err := queries.PresenceForget(ctx, person); err != nil {
+		return fmt.Errorf("delete the presence: %w", err)
+	}
 	return nil
 }
 

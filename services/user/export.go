@@ -195,6 +195,9 @@ func (s *Service) exportOwn(ctx context.Context, id uuid.UUID, files *portabilit
 			return err
 		}
 	}
+	if err := exportPresence(ctx, s.pool, id, files); err != nil {
+		return err
+	}
 	return files.Flush()
 }
 

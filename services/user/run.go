@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/parleychat/parley/pkg/job"
+	"github.com/parleychat/parley/pkg/presence"
 	"github.com/parleychat/parley/pkg/service"
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 	"github.com/parleychat/parley/proto/gen/parley/user/v1/userv1connect"
@@ -16,12 +17,16 @@ import (
 var migrationFiles embed.FS
 
 // Definition is what both shapes of the program start.
-func Definition() service.Definition {
+func Definition() service.Definition { return DefinitionWith(openVisibility{}) }
+
+// DefinitionWith is Definition with another answer to who may see whose presence.
+func DefinitionWith(visibility Visibility) service.Definition {
 	migrations, _ := fs.Sub(migrationFiles, "migrations") // fails for invalid names only
+	setup := func(ctx context.Context, rt *service.Runtime) error { return setup(ctx, rt, visibility) }
 	return service.Definition{Name: "user", Migrations: migrations, Setup: setup, Settings: &settings{}}
 }
 
-func setup(ctx context.Context, rt *service.Runtime) error {
+func setup(ctx context.Context, rt *service.Runtime, visibility Visibility) error {
 	var cfg settings
 	if err := rt.Config(&cfg); err != nil {
 		return err
@@ -47,10 +52,28 @@ func setup(ctx context.Context, rt *service.Runtime) error {
 	rt.Handle(userv1connect.NewExportServiceHandler(s, rt.Options()...))
 	rt.Listen(s.listeners()...)
 	rt.Listen(s.reports()...)
-	rt.Job(job.Job{Name: "finish-deletions", Every: time.Minute, Run: s.finishDeletions})
+	rt.Job(job.Job{Name: "finish-deletions", Every: 10 * time.Second, Run: s.finishDeletions})
 	rt.Job(job.Job{Name: "watch-erasures", Every: 10 * time.Minute, Run: s.warnOfLateErasures})
 	rt.Job(job.Job{Name: "index-names", Every: 10 * time.Minute, Run: s.indexNames})
 	rt.Job(job.Job{Name: "prune-exports", Every: time.Hour, Run: s.pruneExports})
 	rt.Go("erasure metrics", s.observeErasures)
+	return setupPresence(ctx, rt, cfg, visibility)
+}
+
+// setupPresence starts what tells who is online. Without Redis nothing is known.
+func setupPresence(ctx context.Context, rt *service.Runtime, cfg settings, visibility Visibility) error {
+	s := &sightings{pool: rt.DB, clock: rt.Clock, log: rt.Log, conn: rt.Bus.Conn(), visibility: visibility}
+	rt.Handle(userv1connect.NewPresenceServiceHandler(s, rt.Options()...))
+	if rt.Redis == nil {
+		rt.Log.WarnContext(ctx, "it is not known who is online: PARLEY_USER_REDIS_URL is not set")
+		return nil
+	}
+	s.roster = presence.NewRoster(rt.Redis)
+	judge, err := newJudge(s, rt.Bus, cfg.PresenceGrace)
+	if err != nil {
+		return err
+	}
+	rt.Go("presence", judge.run)
+	rt.Job(job.Job{Name: "audit-presence", Every: auditEvery, Run: judge.audit})
 	return nil
 }

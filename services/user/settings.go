@@ -10,4 +10,6 @@ type settings struct {
 	ExportsPerDay   int64         `env:"EXPORTS_PER_DAY" default:"5" min:"1" max:"1000" doc:"Exports of data per person within 24 hours."`
 	ExportPlaces    int           `env:"EXPORT_PLACES" default:"4" min:"1" max:"1000" doc:"Exports that one replica runs at once; beyond it OVERLOADED."`
 	SearchLimit     int           `env:"SEARCH_LIMIT" default:"30" min:"1" max:"100000" doc:"Searches for people per person and minute."`
+
+	PresenceGrace time.Duration `env:"PRESENCE_GRACE" default:"30s" max:"1h" doc:"For how long somebody without a connection still counts as online: longer than a reconnect to another gateway takes."`
 }

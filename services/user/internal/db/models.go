@@ -3,3 +3,20 @@
 //   sqlc v1.31.1
 
 package db
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+type Presence struct {
+	UserID       uuid.UUID
+	Online       bool
+	Devices      []byte
+	LastSeenAt   time.Time
+	Invisible    bool
+	ShownSeenAt  time.Time
+	Version      int64
+	ShownVersion int64
+}
