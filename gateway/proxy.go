@@ -53,6 +53,9 @@ func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, route *route) 
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = http.MaxBytesReader(w, r.Body, g.cfg.HTTP.MaxRequestBytes)
 		}
+	} else {
+		// A stream lasts as long as both sides want; only its beginning was bounded.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	}
 	status := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 	route.proxy.ServeHTTP(status, r.WithContext(ctx))

@@ -85,6 +85,7 @@ func (t routes) unary(procedure string) (*route, error) {
 
 // ServeHTTP is the door for everything.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.boundBody(w, r)
 	switch {
 	case r.URL.Path == SocketPath:
 		g.upgrade(w, r)
@@ -164,6 +165,17 @@ func (g *Gateway) reject(w http.ResponseWriter, r *http.Request, err error) {
 // reasonName is the name of a reason without its prefix.
 func reasonName(reason errorv1.Reason) string {
 	return strings.TrimPrefix(reason.String(), "REASON_")
+}
+
+// boundBody bounds the time of a body that nobody will read: net/http waits for the
+// rest of one before it answers, for ever, and so a stranger would hold the
+// connection. What is forwarded gets a time of its own.
+func (g *Gateway) boundBody(w http.ResponseWriter, r *http.Request) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return
+	}
+	// A writer without deadlines (in process, in tests) has no slow client either.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.HTTP.HeaderTimeout))
 }
 
 // boundCall bounds what a slow client may take of a unary call.

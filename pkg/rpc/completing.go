@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -84,6 +85,9 @@ type wireDetail struct {
 	Debug json.RawMessage `json:"debug,omitempty"`
 }
 
+// maxMessage is how many bytes of a library's own message go out.
+const maxMessage = 512
+
 // addReason adds an ErrorInfo to an error that has no details; false if it has,
 // or if it is no Connect error.
 func addReason(body []byte) ([]byte, bool) {
@@ -99,6 +103,10 @@ func addReason(body []byte) ([]byte, bool) {
 	value, err := proto.Marshal(&errorv1.ErrorInfo{Reason: reasonOfCode(wire.Code)})
 	if err != nil {
 		return nil, false
+	}
+	// The decoder quotes what it could not read, which may be the whole request.
+	if len(wire.Message) > maxMessage {
+		wire.Message = strings.ToValidUTF8(wire.Message[:maxMessage], "") + "…"
 	}
 	wire.Details = append(wire.Details, wireDetail{Type: infoName, Value: base64.RawStdEncoding.EncodeToString(value)})
 	out, err := json.Marshal(wire)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -54,6 +55,7 @@ func FuzzAddReason(f *testing.F) {
 	for _, body := range seedErrors {
 		f.Add([]byte(body))
 	}
+	f.Add([]byte(`{"code":"invalid_argument","message":"` + strings.Repeat("ä", 600) + `"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		out, added := addReason(body)
 		if !added {
@@ -66,7 +68,11 @@ func FuzzAddReason(f *testing.F) {
 		require.NoError(t, json.Unmarshal(body, &before))
 		require.NoError(t, json.Unmarshal(out, &after))
 		require.Equal(t, before.Code, after.Code)
-		require.Equal(t, before.Message, after.Message)
+		if len(before.Message) > maxMessage {
+			require.LessOrEqual(t, len(after.Message), maxMessage+len("…"))
+		} else {
+			require.Equal(t, before.Message, after.Message)
+		}
 		require.Len(t, after.Details, len(before.Details)+1)
 		_, twice := addReason(out)
 		require.False(t, twice)
