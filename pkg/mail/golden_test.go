@@ -29,6 +29,8 @@ func TestGoldenMails(t *testing.T) {
 		"password_changed":       {Template: mail.PasswordChanged, Data: map[string]string{"username": "anna", "device": "Anna's laptop", "address": "192.0.2.7"}},
 		"password_changed_bare":  {Template: mail.PasswordChanged, Data: map[string]string{"username": "anna"}},
 		"second_factor_off":      {Template: mail.SecondFactorOff, Data: map[string]string{"username": "anna", "address": "192.0.2.7"}},
+		"identity_linked":        {Template: mail.IdentityLinked, Data: map[string]string{"username": "anna", "provider": "Google", "address": "192.0.2.7"}},
+		"identity_unlinked":      {Template: mail.IdentityUnlinked, Data: map[string]string{"username": "anna", "provider": "Google"}},
 		"new_second_factor":      {Template: mail.NewSecondFactor, Data: map[string]string{"username": "anna", "address": "192.0.2.7"}},
 		"account_suspended":      {Template: mail.AccountSuspended, Data: map[string]string{"username": "anna", "reason": "spam in many groups", "until": "2026-04-01"}},
 		"account_suspended_bare": {Template: mail.AccountSuspended, Data: map[string]string{"username": "anna"}},

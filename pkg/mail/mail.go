@@ -45,6 +45,10 @@ const (
 	NewSecondFactor = "new_second_factor"
 	// SecondFactorOff needs username, may have device, address (of the network).
 	SecondFactorOff = "second_factor_off"
+	// IdentityLinked and IdentityUnlinked need username, provider, may have device,
+	// address (of the network).
+	IdentityLinked   = "identity_linked"
+	IdentityUnlinked = "identity_unlinked"
 	// AccountSuspended needs username, may have reason, until.
 	AccountSuspended = "account_suspended"
 	// NewDevice needs username, device, may have address (of the network).
@@ -60,6 +64,8 @@ var required = map[string][]string{
 	PasswordChanged:  {"username"},
 	NewSecondFactor:  {"username"},
 	SecondFactorOff:  {"username"},
+	IdentityLinked:   {"username", "provider"},
+	IdentityUnlinked: {"username", "provider"},
 	AccountSuspended: {"username"},
 	NewDevice:        {"username", "device"},
 }

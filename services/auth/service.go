@@ -30,6 +30,9 @@ var (
 	_ authv1connect.AccountServiceHandler      = (*Service)(nil)
 	_ authv1connect.SecondFactorServiceHandler = (*Service)(nil)
 	_ authv1connect.AdminServiceHandler        = (*Service)(nil)
+	_ authv1connect.UsernameServiceHandler     = (*Service)(nil)
+	_ authv1connect.ConfirmationServiceHandler = (*Service)(nil)
+	_ authv1connect.PortabilityServiceHandler  = (*Service)(nil)
 )
 
 // Service implements the services of parley.auth.v1 that the lines above name.
@@ -46,6 +49,7 @@ type Service struct {
 	attempts  *attempts
 	mails     *mail.Queue
 	mailer    mailer
+	oauth     *oauth
 	secrets   secretHasher
 	factors   factorSealer
 
@@ -59,6 +63,7 @@ type Service struct {
 
 	codeSendLimit        int
 	codeSendAddressLimit int
+	usernames            usernamePolicy
 	sessionsPerAccount   int32
 	auditRetention       time.Duration
 	// factorIssuer is what authenticator apps call this deployment.
