@@ -49,7 +49,6 @@ type Service struct {
 	attempts  *attempts
 	mails     *mail.Queue
 	mailer    mailer
-	oauth     *oauth
 	secrets   secretHasher
 	factors   factorSealer
 
