@@ -128,6 +128,13 @@ func TestSearchFindsNobodyWhoIsHidden(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"leaving"}, search(t, h, seeker, "one", 0))
 
+	suspended := event.New("account.suspended", leaving.String(), 3, &authv1.AccountSuspended{AccountId: leaving.String()})
+	restored := event.New("account.unsuspended", leaving.String(), 4, &authv1.AccountUnsuspended{AccountId: leaving.String()})
+	h.Deliver("auth", "user", suspended)
+	require.Empty(t, search(t, h, seeker, "one", 0))
+	h.Deliver("auth", "user", restored, suspended)
+	require.Equal(t, []string{"leaving"}, search(t, h, seeker, "one", 0))
+
 	// Whoever knows the id sees the profile nevertheless.
 	_, err = clientOf(h, seeker).GetUser(t.Context(), &userv1.GetUserRequest{UserId: hidden.String()})
 	require.NoError(t, err)

@@ -15,6 +15,7 @@ import (
 	erasurev1 "github.com/parleychat/parley/proto/gen/parley/erasure/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
+	"github.com/parleychat/parley/services/user/internal/db"
 )
 
 // The types of the events that user emits.
@@ -73,6 +74,8 @@ func (s *Service) listeners() []event.Listener {
 	return []event.Listener{
 		event.On("auth", "account.registered", event.ByVersion, s.onAccountRegistered),
 		event.On("auth", "account.username_changed", event.ByVersion, s.onUsernameChanged),
+		event.On("auth", "account.suspended", event.ByVersion, s.onAccountSuspended),
+		event.On("auth", "account.unsuspended", event.ByVersion, s.onAccountUnsuspended),
 		erasure.Listener("user", s.outbox, s.forget),
 	}
 }
@@ -122,4 +125,25 @@ func (s *Service) onUsernameChanged(ctx context.Context, tx pgx.Tx, ev *eventv1.
 		return err
 	}
 	return rename(ctx, tx, emit, id, changed.GetUsername(), ev.GetKeyVersion())
+}
+
+// onAccountSuspended and onAccountUnsuspended keep whom a search may show.
+func (s *Service) onAccountSuspended(ctx context.Context, tx pgx.Tx, ev *eventv1.Event, suspended *authv1.AccountSuspended) error {
+	return stand(ctx, tx, suspended.GetAccountId(), true, ev.GetKeyVersion())
+}
+
+func (s *Service) onAccountUnsuspended(ctx context.Context, tx pgx.Tx, ev *eventv1.Event, unsuspended *authv1.AccountUnsuspended) error {
+	return stand(ctx, tx, unsuspended.GetAccountId(), false, ev.GetKeyVersion())
+}
+
+func stand(ctx context.Context, tx pgx.Tx, account string, suspended bool, version int64) error {
+	id, err := uuid.Parse(account)
+	if err != nil {
+		return fmt.Errorf("account id: %w", err)
+	}
+	err = db.New(tx).StandingUpsert(ctx, db.StandingUpsertParams{UserID: id, Suspended: suspended, Version: version})
+	if err != nil {
+		return fmt.Errorf("upsert standing: %w", err)
+	}
+	return nil
 }

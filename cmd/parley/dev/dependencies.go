@@ -42,7 +42,7 @@ func (p *process) dependencies(ctx context.Context, name string, bus *event.Bus)
 		return service.Deps{}, err
 	}
 	return service.Deps{
-		Services: p.names,
+		Services:   p.names,
 		Database:   postgres.Config{URL: url, MaxConns: poolSize, ApplicationName: name},
 		MigrateURL: url,
 		Bus:        bus, Redis: p.redis, Dialer: p.services,
