@@ -10,10 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/parleychat/parley/cmd/parley/admin"
+	"github.com/parleychat/parley/cmd/parley/deadletters"
 	"github.com/parleychat/parley/cmd/parley/dev"
 	"github.com/parleychat/parley/cmd/parley/load"
 	"github.com/parleychat/parley/cmd/parley/seed"
 	"github.com/parleychat/parley/cmd/parley/stack"
+	"github.com/parleychat/parley/cmd/parley/trace"
 )
 
 func main() {
@@ -33,8 +35,10 @@ var commands = []func() *cobra.Command{
 	stackCommand,
 	seed.Command,
 	admin.Command,
+	deadletters.Command,
 	load.Command,
 	load.WorkerCommand,
+	trace.Command,
 }
 
 func root() *cobra.Command {

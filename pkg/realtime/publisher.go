@@ -45,13 +45,15 @@ func (p *Publisher) Push(ctx context.Context, users []uuid.UUID, push *realtimev
 	if limit := p.conn.MaxPayload(); limit > 0 && int64(len(frame)) > limit {
 		return fmt.Errorf("push of %d bytes: %w", len(frame), ErrTooLarge)
 	}
+	traced, end := header(ctx, len(users))
+	defer end()
 	var failed int
 	var cause error
 	for _, user := range users {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("push: %w", err)
 		}
-		if err := p.conn.Publish(Subject(user), frame); err != nil {
+		if err := p.publish(Subject(user), frame, traced); err != nil {
 			failed++
 			cause = err
 		}
@@ -61,6 +63,13 @@ func (p *Publisher) Push(ctx context.Context, users []uuid.UUID, push *realtimev
 		return fmt.Errorf("push to %d of %d users: %w", failed, len(users), cause)
 	}
 	return nil
+}
+
+func (p *Publisher) publish(subject string, frame []byte, traced nats.Header) error {
+	if traced == nil {
+		return p.conn.Publish(subject, frame)
+	}
+	return p.conn.PublishMsg(&nats.Msg{Subject: subject, Header: traced, Data: frame})
 }
 
 // Encode gives the bytes that Push publishes.

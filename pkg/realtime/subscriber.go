@@ -46,6 +46,9 @@ type SubscriberConfig struct {
 	// a reader, in order for one person, must not block and must not change the
 	// bytes; it may keep them.
 	Frame func(user uuid.UUID, frame []byte)
+	// Traced takes the messages whose trace is sampled, by the rules of Frame; nil:
+	// Frame takes these too.
+	Traced func(user uuid.UUID, frame []byte, origin Origin)
 	// Loss is told that messages may have been missed for anybody subscribed. It
 	// must not block.
 	Loss func(Loss)
@@ -193,10 +196,21 @@ func (s *Subscriber) read(ctx context.Context, channel chan *nats.Msg) {
 			return
 		case msg := <-channel:
 			if user, ok := userOf(msg.Subject); ok {
-				s.cfg.Frame(user, msg.Data)
+				s.hand(ctx, user, msg)
 			}
 		}
 	}
+}
+
+// hand gives a message to whom it is for; those of sampled traces are few.
+func (s *Subscriber) hand(ctx context.Context, user uuid.UUID, msg *nats.Msg) {
+	if s.cfg.Traced != nil && len(msg.Header) > 0 {
+		if origin, ok := originOf(ctx, msg.Header); ok {
+			s.cfg.Traced(user, msg.Data, origin)
+			return
+		}
+	}
+	s.cfg.Frame(user, msg.Data)
 }
 
 // watch tells losses. A reconnect is told only after a flush: a client that

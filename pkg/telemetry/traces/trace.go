@@ -92,7 +92,7 @@ func (t *Trace) inherit() {
 			}
 			at = byID[at.Parent]
 		}
-		t.Spans[i].Service = cmp.Or(t.Spans[i].Service, at.Service, "?")
+		t.Spans[i].Service = cmp.Or(t.Spans[i].Service, at.Service)
 	}
 }
 

@@ -1,6 +1,7 @@
 package traces
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -26,7 +27,7 @@ func Write(w io.Writer, t Trace) error {
 	for _, s := range t.steps() {
 		name := strings.Repeat("  ", s.depth) + s.Name
 		line := fmt.Sprintf("%9s %9s  %-10s %-*s %s", "+"+millis(s.Start.Sub(t.Start())), millis(s.Duration),
-			s.Service, nameWidth, cut(name, nameWidth), bar(s.Start.Sub(t.Start()), s.Duration, total))
+			cmp.Or(s.Service, "?"), nameWidth, cut(name, nameWidth), bar(s.Start.Sub(t.Start()), s.Duration, total))
 		if s.Error != "" {
 			line += "  ! " + s.Error
 		}
@@ -52,7 +53,7 @@ func WriteList(w io.Writer, list []Trace) error {
 			}
 		}
 		if _, err := fmt.Fprintf(w, "%s  %s %9s %4d steps  %-9s %s%s\n", t.ID, t.Start().UTC().Format("15:04:05.000"),
-			millis(t.Duration()), len(t.Spans), root.Service, root.Name, failed); err != nil {
+			millis(t.Duration()), len(t.Spans), cmp.Or(root.Service, "?"), root.Name, failed); err != nil {
 			return fmt.Errorf("write traces: %w", err)
 		}
 	}

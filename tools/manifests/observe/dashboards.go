@@ -1,6 +1,9 @@
 package observe
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Dashboards are all pages.
 func Dashboards() []Dashboard {
@@ -9,11 +12,8 @@ func Dashboards() []Dashboard {
 
 // quantile is a quantile of a histogram over the last five minutes.
 func quantile(q float64, histogram string, by ...string) string {
-	labels := "le"
-	for _, label := range by {
-		labels += ", " + label
-	}
-	return fmt.Sprintf("histogram_quantile(%g, sum by (%s) (rate(%s_bucket[5m])))", q, labels, histogram)
+	labels := append([]string{"le"}, by...)
+	return fmt.Sprintf("histogram_quantile(%g, sum by (%s) (rate(%s_bucket[5m])))", q, strings.Join(labels, ", "), histogram)
 }
 
 func three(histogram string) []Query {
