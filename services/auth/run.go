@@ -69,12 +69,16 @@ func newService(ctx context.Context, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	oauth, err := newOAuth(ctx, cfg.OAuth, cfg.KeyEncryptionKey, rt.Clock, rt.Log)
+	if err != nil {
+		return nil, err
+	}
 	return &Service{
 		pool: rt.DB, outbox: rt.Outbox, bus: rt.Bus, clock: rt.Clock, log: rt.Log,
 		passwords: passwords, refresh: refreshSealer{cfg.RefreshSecret}, keys: keys, attempts: newAttempts(rt.Redis, rt.Clock, rt.Log),
 		secrets: secrets, factors: factorSealer{keys.seal}, factorIssuer: cfg.SecondFactorIssuer,
 		policy: sessionPolicy{cfg.AccessTokenLife, cfg.SessionLife, cfg.SessionIdle}, issuer: cfg.Issuer, audience: cfg.Audience,
-		registerAwait: cfg.awaited(), gateways: gateways, mails: mails, mailer: newMailer(),
+		registerAwait: cfg.awaited(), gateways: gateways, mails: mails, mailer: newMailer(), oauth: oauth,
 		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit,
 		codeSendLimit: cfg.CodeSendLimit, codeSendAddressLimit: cfg.CodeSendAddressLimit,
 		usernames:          usernamePolicy{every: cfg.UsernameEvery, hold: cfg.UsernameHold},
@@ -89,6 +93,7 @@ func (s *Service) serve(rt *service.Runtime) {
 	rt.Handle(authv1connect.NewAccountServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewSecondFactorServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewAdminServiceHandler(s, rt.Options()...))
+	rt.Handle(authv1connect.NewOAuthServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewUsernameServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewConfirmationServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewPortabilityServiceHandler(s, rt.Options()...))
@@ -96,9 +101,11 @@ func (s *Service) serve(rt *service.Runtime) {
 	rt.HandleHTTP("GET /.well-known/jwks.json", http.HandlerFunc(s.keySet))
 	rt.Go("mail", s.mails.Run)
 	rt.Go("mailer", s.runMailer)
+	rt.Go("oauth client", closeIdle(s.oauth.client))
 	rt.Job(job.Job{Name: "rotate-signing-keys", Every: keyReload, Run: s.keys.rotate})
 	rt.Job(job.Job{Name: "prune-sessions", Every: time.Hour, Run: s.pruneSessions})
 	rt.Job(job.Job{Name: "prune-codes", Every: 10 * time.Minute, Run: s.pruneCodes})
+	rt.Job(job.Job{Name: "prune-oauth", Every: 10 * time.Minute, Run: s.pruneOAuth})
 	rt.Job(job.Job{Name: "prune-audit", Every: time.Hour, Run: s.pruneAudit})
 	rt.Job(job.Job{Name: "release-usernames", Every: time.Hour, Run: s.releaseUsernames})
 	rt.Job(job.Job{Name: "send-notices", Every: time.Minute, Run: s.sendNotices})

@@ -329,4 +329,3 @@ func (s *Service) SendActionCode(ctx context.Context, req *authv1.SendActionCode
 	}
 	return &authv1.SendActionCodeResponse{}, nil
 }
-

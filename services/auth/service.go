@@ -49,6 +49,7 @@ type Service struct {
 	attempts  *attempts
 	mails     *mail.Queue
 	mailer    mailer
+	oauth     *oauth
 	secrets   secretHasher
 	factors   factorSealer
 

@@ -45,7 +45,8 @@ type settings struct {
 	UsernameEvery time.Duration `env:"USERNAME_CHANGE_EVERY" default:"720h" max:"87600h" doc:"How often an account may change its user name."`
 	UsernameHold  time.Duration `env:"USERNAME_HOLD" default:"720h" max:"87600h" doc:"How long a user name that was given up stays reserved for its owner."`
 
-	Mail mail.Settings `env:"MAIL"`
+	Mail  mail.Settings `env:"MAIL"`
+	OAuth oauthSettings `env:"OAUTH"`
 
 	RegisterAwait   []string `env:"REGISTER_AWAIT" default:"user,messaging" doc:"The services that Register waits for, up to two seconds; none: nobody."`
 	GatewayNetworks []string `env:"GATEWAY_NETWORKS" default:"127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7" doc:"Where gateways call from: only their last X-Forwarded-For entry is believed."`
@@ -78,7 +79,7 @@ func (s settings) check() error {
 	if _, err := s.gateways(); err != nil {
 		faults = append(faults, err)
 	}
-	faults = append(faults, s.Mail.Check("PARLEY_AUTH_MAIL_"))
+	faults = append(faults, s.Mail.Check("PARLEY_AUTH_MAIL_"), s.OAuth.check())
 	return errors.Join(faults...)
 }
 

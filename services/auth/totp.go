@@ -161,4 +161,3 @@ func newChallengeToken() string { return challengePrefix + rand.Text() }
 
 // challengePrefix makes the tokens easy to find for secret scanners.
 const challengePrefix = "plc_"
-

@@ -1,0 +1,98 @@
+package auth_test
+
+import (
+	"sync"
+	"testing"
+
+	"connectrpc.com/connect"
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/pkg/rpc"
+	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
+	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+)
+
+func TestResetPassword(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t)
+	anonymous := authv1connect.NewAccountServiceClient(h.Dial("auth", h.Anonymous()))
+	request := func(t *testing.T, login string) error {
+		t.Helper()
+		_, err := anonymous.RequestPasswordReset(t.Context(), &authv1.RequestPasswordResetRequest{Login: login})
+		return err
+	}
+	reset := func(t *testing.T, login, code, next string) error {
+		t.Helper()
+		_, err := anonymous.ResetPassword(t.Context(), &authv1.ResetPasswordRequest{Login: login, Code: code, NewPassword: next})
+		return err
+	}
+
+	t.Run("ByMail", func(t *testing.T) {
+		t.Parallel()
+		anna := newcomer(t, h, client, "anna")
+		mailedCode(t, h, "anna@example.org")
+		require.NoError(t, request(t, "ANNA"))
+		code := mailedCode(t, h, "anna@example.org")
+		requireReason(t, reset(t, "anna", code, "password1"), connect.CodeInvalidArgument, errorv1.Reason_REASON_PASSWORD_WEAK)
+		require.NoError(t, reset(t, "anna@example.org", code, nextPassword))
+		anna.ended(t)
+		_, err := logIn(t.Context(), client, "anna", password)
+		wrongPassword(t, err)
+		later := again(t, h, client, "anna", nextPassword)
+		require.Contains(t, h.Mail.Next("anna@example.org").Subject, "password")
+		invalidCode(t, reset(t, "anna", code, password))
+		own, err := later.account.GetOwnAccount(t.Context(), &authv1.GetOwnAccountRequest{})
+		require.NoError(t, err)
+		require.NotNil(t, own.GetEmailVerifiedAt(), "whoever read the code has the mailbox")
+		later.recorded(t, "password.reset_requested", "")
+		later.recorded(t, "password.reset", "")
+		later.recorded(t, "password.reset", "CODE_INVALID")
+	})
+	t.Run("AnswersTheSameForAnUnknownAccount", func(t *testing.T) {
+		t.Parallel()
+		newcomer(t, h, client, "berta")
+		mailedCode(t, h, "berta@example.org")
+		require.NoError(t, request(t, "berta"))
+		require.NoError(t, request(t, "nobody-at-all"))
+		known := reset(t, "berta", wrongCode(mailedCode(t, h, "berta@example.org")), nextPassword)
+		unknown := reset(t, "nobody-at-all", "12345678", nextPassword)
+		invalidCode(t, known)
+		require.Equal(t, known.Error(), unknown.Error())
+		require.Equal(t, rpc.InfoOf(known).String(), rpc.InfoOf(unknown).String())
+	})
+	t.Run("LimitsAreTheSameForAnUnknownAccount", func(t *testing.T) {
+		t.Parallel()
+		newcomer(t, h, client, "cleo")
+		for _, login := range []string{"cleo", "nobody-here"} {
+			for range 5 {
+				require.NoError(t, request(t, login))
+				invalidCode(t, reset(t, login, "00000000", nextPassword))
+			}
+			requireReason(t, request(t, login), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+			requireReason(t, reset(t, login, "00000000", nextPassword), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+		}
+	})
+	t.Run("OneCodeIsGoodOnce", func(t *testing.T) {
+		t.Parallel()
+		newcomer(t, h, client, "doro")
+		mailedCode(t, h, "doro@example.org")
+		require.NoError(t, request(t, "doro"))
+		code := mailedCode(t, h, "doro@example.org")
+		errs := make([]error, 4)
+		var group sync.WaitGroup
+		for i := range errs {
+			group.Go(func() {
+				_, errs[i] = anonymous.ResetPassword(t.Context(), &authv1.ResetPasswordRequest{Login: "doro", Code: code, NewPassword: nextPassword})
+			})
+		}
+		group.Wait()
+		won := 0
+		for _, err := range errs {
+			if err == nil {
+				won++
+			}
+		}
+		require.Equal(t, 1, won, "%v", errs)
+	})
+}
