@@ -136,9 +136,10 @@ func (s *Service) deletion(ctx context.Context, id uuid.UUID) (*userv1.Deletion,
 // cancellation apart.
 func (s *Service) finishDeletions(ctx context.Context) error {
 	for {
-		var found bool
-		err := s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
-			id, err := db.New(tx).DeletionDue(ctx, s.clock.Now())
+		var id uuid.UUID
+		found := false
+		err := s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) (err error) {
+			id, err = db.New(tx).DeletionDue(ctx, s.clock.Now())
 			if found = err == nil; errors.Is(err, pgx.ErrNoRows) {
 				return nil
 			}
@@ -150,6 +151,7 @@ func (s *Service) finishDeletions(ctx context.Context) error {
 		if err != nil || !found {
 			return err
 		}
+		s.changed(ctx, id)
 	}
 }
 

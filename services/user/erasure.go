@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/rpc"
 	erasurev1 "github.com/parleychat/parley/proto/gen/parley/erasure/v1"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
@@ -28,6 +29,7 @@ var errErasureNotFound = rpc.Error(connect.CodeNotFound, errorv1.Reason_REASON_E
 // somebody with this id, and when it was deleted: the ledger.
 func (s *Service) forget(ctx context.Context, tx pgx.Tx, person uuid.UUID) error {
 	queries := db.New(tx)
+	event.AfterCommit(ctx, func() { s.changed(ctx, person) })
 	if err := queries.ProfileForget(ctx, db.ProfileForgetParams{ID: person, DeletedAt: s.clock.Now()}); err != nil {
 		return fmt.Errorf("empty the profile: %w", err)
 	}

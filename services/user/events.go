@@ -124,6 +124,7 @@ func (s *Service) onUsernameChanged(ctx context.Context, tx pgx.Tx, ev *eventv1.
 	if err != nil || created {
 		return err
 	}
+	event.AfterCommit(ctx, func() { s.changed(ctx, id) })
 	return rename(ctx, tx, emit, id, changed.GetUsername(), ev.GetKeyVersion())
 }
 
