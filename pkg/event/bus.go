@@ -235,3 +235,32 @@ func Message(domain string, ev *eventv1.Event) (*nats.Msg, error) {
 	msg.Data = data
 	return msg, nil
 }
+
+// Publish sends events to the stream of a domain past its outbox, one by one, and
+// waits for each acknowledgement: for tools and tests that speak in a domain's name.
+// Services use the outbox, and Signal for what is born without a transaction. now
+// fills the time of events that have none.
+func (b *Bus) Publish(ctx context.Context, domain string, now time.Time, events ...*eventv1.Event) error {
+	for _, ev := range events {
+		if err := Check(ev); err != nil {
+			return err
+		}
+		if err := Complete(ctx, ev, now); err != nil {
+			return err
+		}
+		msg, err := Message(domain, ev)
+		if err != nil {
+			return err
+		}
+		_, err = b.js.PublishMsg(ctx, msg)
+		if errors.Is(err, jetstream.ErrNoStreamResponse) {
+			if _, err = b.EnsureStream(ctx, domain); err == nil {
+				_, err = b.js.PublishMsg(ctx, msg)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("publish %s: %w", msg.Subject, err)
+		}
+	}
+	return nil
+}
