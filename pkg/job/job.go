@@ -5,8 +5,8 @@
 // (Partitions, PruneInbox).
 //
 // Invariants: one leader per service, by a row and not by a session lock, which
-// means nothing behind PgBouncer. A leader that cannot renew stops its jobs
-// before another may take over. Liveness is judged by each replica's own
+// means nothing behind PgBouncer. A leader that cannot renew, or whose job does not
+// end, stops its jobs before another may take over. Liveness is judged by each replica's own
 // stopwatch, so clocks that differ or jump elect nobody.
 //
 // A job must bear being cut off at any point and run again, and in the worst
@@ -17,15 +17,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/parleychat/parley/pkg/clock"
@@ -35,9 +33,15 @@ import (
 type Job struct {
 	// Name is unique within the service and never changes.
 	Name string
-	// Every is the time from one start to the next, by the service's clock. It
-	// is not run beside itself: a run that takes longer delays the next.
+	// Every is the longest time from one start to the next, by the service's
+	// clock; some start up to a tenth sooner, so that the jobs of many services do
+	// not all run at the same moment. A job is not run beside itself: a run that
+	// takes longer delays the next.
 	Every time.Duration
+	// Timeout is how long one run may take, after which its context ends; zero means
+	// Every, and ten minutes at least. A job that then does not return makes this
+	// process give up leading, and another one runs the jobs.
+	Timeout time.Duration
 	// Run does it, and returns soon after ctx ends. An error is logged and
 	// counted; the job is tried again after Every.
 	Run func(ctx context.Context) error
@@ -51,12 +55,13 @@ type Runner struct {
 	log     *slog.Logger
 	opts    options
 	holder  string
-	runs    metric.Int64Counter
+	metrics *metrics
 
 	mu      sync.Mutex
 	jobs    []Job
 	running bool
 	leading bool
+	done    map[string]time.Time // when each job last succeeded, if that is known
 }
 
 type options struct {
@@ -80,14 +85,13 @@ func New(pool *pgxpool.Pool, service string, c clock.Clock, log *slog.Logger, op
 	for _, opt := range opts {
 		opt(&o)
 	}
-	r := &Runner{pool: pool, service: service, clock: c, log: log, opts: o, holder: uuid.NewString()}
-	var err error
-	r.runs, err = otel.Meter("github.com/parleychat/parley/pkg/job").Int64Counter("job_runs_total",
-		metric.WithDescription("Runs of periodic jobs, by outcome."))
+	m, err := newMetrics()
 	if err != nil {
-		log.Error("metric cannot be made", "metric", "job_runs_total", "error", err)
+		log.Error("the jobs are not measured", "error", err)
 	}
-	return r
+	return &Runner{
+		pool: pool, service: service, clock: c, log: log, opts: o, holder: uuid.NewString(), metrics: m, done: map[string]time.Time{},
+	}
 }
 
 // Add registers jobs. It fails on a name that is taken, a job that can never run,
@@ -99,7 +103,7 @@ func (r *Runner) Add(jobs ...Job) error {
 		return fmt.Errorf("jobs of %s run already", r.service)
 	}
 	for _, j := range jobs {
-		if j.Name == "" || j.Every <= 0 || j.Run == nil {
+		if j.Name == "" || j.Every <= 0 || j.Run == nil || j.Timeout < 0 {
 			return fmt.Errorf("job %q lacks a name, an interval or work", j.Name)
 		}
 		for _, other := range r.jobs {
@@ -132,6 +136,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.running = true
 	jobs := r.jobs
 	r.mu.Unlock()
+	defer r.measure(ctx)()
 	for ctx.Err() == nil {
 		if !r.acquire(ctx) {
 			return nil
@@ -151,16 +156,21 @@ func (r *Runner) lead(ctx context.Context, jobs []Job) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group errgroup.Group
-	group.Go(func() error { defer cancel(); r.renew(ctx); return nil })
+	group.Go(func() error {
+		r.renew(ctx)
+		r.setLeading(false) // also while a job that does not end is waited for
+		cancel()
+		return nil
+	})
 	for _, j := range jobs {
-		group.Go(func() error { r.repeat(ctx, j); return nil })
+		group.Go(func() error { r.repeat(ctx, j, cancel); return nil })
 	}
 	// Not one of them returns an error.
 	_ = group.Wait()
 }
 
-// repeat runs one job whenever it is due.
-func (r *Runner) repeat(ctx context.Context, j Job) {
+// repeat runs one job whenever it is due. stepDown ends the leading.
+func (r *Runner) repeat(ctx context.Context, j Job, stepDown func()) {
 	ticker := time.NewTicker(r.opts.poll)
 	defer ticker.Stop()
 	known := false
@@ -169,14 +179,14 @@ func (r *Runner) repeat(ctx context.Context, j Job) {
 		if !known {
 			last, err := r.lastRun(ctx, j.Name)
 			if known = err == nil; known {
-				due = last.Add(j.Every)
+				due = last.Add(j.pause())
 			} else if ctx.Err() == nil {
 				r.log.WarnContext(ctx, "job waits: its last run cannot be read", "job", j.Name, "error", err)
 			}
 		}
 		if now := r.clock.Now(); known && !now.Before(due) {
-			r.runOnce(ctx, j, now)
-			due = now.Add(j.Every)
+			r.runOnce(ctx, j, now, stepDown)
+			due = now.Add(j.pause())
 		}
 		select {
 		case <-ctx.Done():
@@ -186,7 +196,18 @@ func (r *Runner) repeat(ctx context.Context, j Job) {
 	}
 }
 
-func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time) {
+// pause is the time from one start to the next.
+func (j Job) pause() time.Duration { return j.Every - rand.N(j.Every/10+1) }
+
+// timeout is how long one run may take.
+func (j Job) timeout() time.Duration {
+	if j.Timeout > 0 {
+		return j.Timeout
+	}
+	return max(j.Every, 10*time.Minute)
+}
+
+func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time, stepDown func()) {
 	// Noted before the work: a job that kills the process is not tried again at
 	// once by every replica in turn.
 	if err := r.noteStart(ctx, j.Name, now); err != nil {
@@ -196,25 +217,39 @@ func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time) {
 		return
 	}
 	started := time.Now()
-	err := call(ctx, j)
-	outcome := "done"
+	err := r.bounded(ctx, j, stepDown)
+	outcome := outcomeDone
 	switch {
 	case err != nil && ctx.Err() != nil:
-		outcome = "cut off"
+		outcome = outcomeCutOff
 	case err != nil:
-		outcome = "failed"
+		outcome = outcomeFailed
 		r.log.ErrorContext(ctx, "job failed", "job", j.Name, "took", time.Since(started), "error", err)
 	default:
 		r.log.DebugContext(ctx, "job done", "job", j.Name, "took", time.Since(started))
 	}
-	if r.runs != nil {
-		r.runs.Add(ctx, 1, metric.WithAttributes(attribute.String("service", r.service),
-			// Not "job": Prometheus calls its own targets so.
-			attribute.String("job_name", j.Name), attribute.String("outcome", outcome)))
+	ended := r.clock.Now()
+	if err == nil {
+		r.succeeded(j.Name, ended)
 	}
-	if nerr := r.noteEnd(ctx, j.Name, r.clock.Now(), err); nerr != nil && ctx.Err() == nil {
+	r.metrics.ran(ctx, r.service, j.Name, outcome, time.Since(started))
+	if nerr := r.noteEnd(ctx, j.Name, ended, err); nerr != nil && ctx.Err() == nil {
 		r.log.WarnContext(ctx, "end of job cannot be noted", "job", j.Name, "error", nerr)
 	}
+}
+
+// bounded runs a job for its time. One that goes on after its context has ended
+// keeps this process from leading: its lease is renewed no more, and runs out
+// before another process takes over. The other jobs are cut off and go on there.
+func (r *Runner) bounded(ctx context.Context, j Job, stepDown func()) error {
+	running, cancel := context.WithTimeout(ctx, j.timeout())
+	defer cancel()
+	hangs := time.AfterFunc(j.timeout()+r.opts.lease, func() {
+		r.log.ErrorContext(ctx, "job does not end: another replica shall lead", "job", j.Name, "timeout", j.timeout())
+		stepDown()
+	})
+	defer hangs.Stop()
+	return call(running, j)
 }
 
 // call runs a job; its panic is an error.

@@ -209,3 +209,45 @@ func TestRuntimeJobs(t *testing.T) {
 		require.Equal(t, 101, n)
 	})
 }
+
+// A job that neither ends nor heeds its context is left behind with the process
+// that runs it: another replica takes over all jobs.
+func TestAJobThatHangsLosesTheLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	release := make(chan struct{})
+	var hung, good atomic.Int32
+	hangs := job.Job{Name: "hangs", Every: time.Hour, Timeout: 50 * time.Millisecond, Run: func(context.Context) error {
+		if hung.Add(1) == 1 {
+			<-release
+		}
+		return nil
+	}}
+	healthy := job.Job{Name: "healthy", Every: time.Minute, Run: func(context.Context) error { good.Add(1); return nil }}
+	one := w.replica(hangs, healthy)
+	require.Eventually(t, func() bool { return hung.Load() == 1 && good.Load() == 1 }, patience, often, "the first leads")
+	two := w.replica(hangs, healthy)
+	require.Eventually(t, func() bool { return two.Leading() && !one.Leading() }, patience, often, "the second takes over")
+	w.clock.Advance(time.Minute)
+	require.Eventually(t, func() bool { return good.Load() == 2 }, patience, often, "the other jobs go on")
+	w.clock.Advance(time.Hour)
+	require.Eventually(t, func() bool { return hung.Load() == 2 && good.Load() == 3 }, patience, often, "and the one that hung is tried again")
+	close(release)
+	two.stop()
+	require.Eventually(t, one.Leading, patience, often, "who hung may lead again when that is over")
+}
+
+func TestARunIsCutOffAfterItsTime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.replica(job.Job{Name: "slow", Every: time.Hour, Timeout: 20 * time.Millisecond, Run: func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	require.Eventually(t, func() bool {
+		var text string
+		err := r.pool.QueryRow(t.Context(), `SELECT error FROM job_run WHERE name = 'slow'`).Scan(&text)
+		return err == nil && text == context.DeadlineExceeded.Error()
+	}, patience, often, "the record tells why")
+	require.True(t, r.Leading(), "it has heeded its end")
+}

@@ -117,12 +117,17 @@ func (r *Runner) release(ctx context.Context) {
 	}
 }
 
-// lastRun is when a job last started; the zero time if never.
+// lastRun is when a job last started; the zero time if never. It also takes note
+// of a last success that another process had.
 func (r *Runner) lastRun(ctx context.Context, name string) (time.Time, error) {
 	var at time.Time
-	err := r.pool.QueryRow(ctx, `SELECT started_at FROM job_run WHERE name = $1`, name).Scan(&at)
+	var done *time.Time
+	err := r.pool.QueryRow(ctx, `SELECT started_at, CASE WHEN error = '' THEN ended_at END FROM job_run WHERE name = $1`, name).Scan(&at, &done)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return time.Time{}, nil
+	}
+	if err == nil && done != nil {
+		r.succeeded(name, *done)
 	}
 	return at, err
 }
