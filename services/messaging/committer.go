@@ -120,12 +120,11 @@ func (c *committer) process(ctx context.Context, batch []*send) {
 		return
 	}
 	started := time.Now() //nolint:forbidigo // a duration, for a metric
-	if linked := links(sends); len(linked) > 0 {
-		// A child of the first sampled call, so that it is sampled too.
-		var span trace.Span
-		ctx, span = c.tracer.Start(trace.ContextWithSpanContext(ctx, linked[0].SpanContext),
-			"messaging.commit_batch", trace.WithLinks(linked[1:]...))
-		defer span.End()
+	linked := links(sends)
+	if len(linked) > 0 {
+		var end func()
+		ctx, end = c.trace(ctx, linked, started)
+		defer end()
 	}
 	c.commit(ctx, sends)
 	c.metrics.batch(ctx, len(sends), time.Since(started)) //nolint:forbidigo // as above
@@ -193,9 +192,14 @@ func (c *committer) settle(ctx context.Context, sends []*send, verdicts []verdic
 	if len(again) > 0 {
 		c.queue.giveBack(again, 0)
 	}
+	traced := trace.SpanContextFromContext(ctx).IsSampled()
 	for i, s := range sends {
 		if v := verdicts[i]; v.outcome == outcomeAppended {
-			c.pusher.entry(ctx, pair(v.low, v.high), s.entry(v))
+			of := ctx
+			if traced { // a push belongs to its own send's trace, not to the batch's
+				of = trace.ContextWithSpanContext(ctx, s.span)
+			}
+			c.pusher.entry(of, pair(v.low, v.high), s.entry(v))
 		}
 	}
 }

@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"time"
 
@@ -142,4 +143,23 @@ func links(sends []*send) []trace.Link {
 		}
 	}
 	return sampled
+}
+
+// batchStep names the step of a group commit in traces.
+const batchStep = "messaging.commit_batch"
+
+// trace begins the step of a batch that works for sampled calls. It is a child of
+// the first of them, so that it is sampled too; the others get the same step
+// without what is inside, with a link to where that is.
+func (c *committer) trace(ctx context.Context, sampled []trace.Link, started time.Time) (_ context.Context, end func()) {
+	traced, span := c.tracer.Start(trace.ContextWithSpanContext(ctx, sampled[0].SpanContext), batchStep,
+		trace.WithTimestamp(started), trace.WithLinks(sampled[1:]...))
+	return traced, func() {
+		span.End()
+		for _, other := range sampled[1:] {
+			_, same := c.tracer.Start(trace.ContextWithSpanContext(ctx, other.SpanContext), batchStep,
+				trace.WithTimestamp(started), trace.WithLinks(trace.Link{SpanContext: span.SpanContext()}))
+			same.End()
+		}
+	}
 }
