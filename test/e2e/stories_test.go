@@ -66,6 +66,8 @@ var calm = []story{
 	{"JSONSocket", jsonSocket, both, allShapes},
 	{"GRPC", grpcCalls, both, allShapes},
 	{"InternalMethodsAreHidden", internalMethodsAreHidden, both, allShapes},
+	{"AMessageIsOneTrace", aMessageIsOneTrace, both, allShapes},
+	{"MetricsAreListed", metricsAreListed, one, allShapes},
 	{"CheckerSeesLies", checkerSeesLies, one, allShapes},
 }
 
@@ -74,6 +76,7 @@ var faults = []struct {
 	story
 	options func() system.Options
 }{
+	{story{"ThroughPgBouncer", throughPgBouncer, separate, firstShape}, bouncer},
 	{story{"MessagingIsKilled", messagingIsKilled, separate, firstShape}, defaults},
 	{story{"GatewayIsKilled", gatewayIsKilled, separate, firstShape}, shortIdle},
 	{story{"AllInOneIsKilled", allInOneIsKilled, one, firstShape}, shortIdle},
@@ -87,6 +90,9 @@ var faults = []struct {
 }
 
 func defaults() system.Options { return system.Options{} }
+
+// bouncer has the services share a few connections to the database.
+func bouncer() system.Options { return system.Options{PgBouncer: true} }
 
 // shortIdle lets clients repair what nobody tells them within two seconds instead
 // of two minutes.

@@ -47,6 +47,7 @@ func replicas(o Options) []replica {
 type plan struct {
 	dir       string
 	databases map[string]string   // service → URL
+	bouncer   *testkit.Bouncer    // nil: the services reach PostgreSQL directly
 	listen    map[string]string   // process → host:port
 	urls      map[string][]string // program → base URLs of its processes
 	keys      map[string]ed25519.PrivateKey
@@ -120,8 +121,8 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 		s.Bus = append(s.Bus, way)
 		bus = "nats://" + way.Addr
 	default:
+		env = append(env, p.database(name)...)
 		env = append(env,
-			variable(name, "DATABASE_URL", p.databases[name]),
 			// The embedded server speaks RESP2 and has no client-side caching.
 			variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
 			variable(name, "SERVICE_KEY", base64.StdEncoding.EncodeToString(p.keys[name].Seed())),
@@ -141,6 +142,20 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 	process := newProcess(s.t, p.dir, replica, program(s.t, name), nil, of(name, append(env, tuning(o)...)), admin)
 	process.pin(o.CPU)
 	return process
+}
+
+// database are the variables with a service's way to PostgreSQL, as
+// deploy/README.md tells to set them.
+func (p *plan) database(name string) []string {
+	direct := p.databases[name]
+	if p.bouncer == nil {
+		return []string{variable(name, "DATABASE_URL", direct)}
+	}
+	return []string{
+		variable(name, "DATABASE_URL", p.bouncer.URL(direct)),
+		variable(name, "MIGRATE_DATABASE_URL", direct),
+		variable(name, "DATABASE_EXEC_MODE", postgres.ExecModeCacheDescribe),
+	}
 }
 
 // backends is the variable with the addresses of all services: services are

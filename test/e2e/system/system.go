@@ -43,6 +43,9 @@ type Options struct {
 	IdleInterval time.Duration
 	// ClockOffset moves the clocks of all processes.
 	ClockOffset time.Duration
+	// PgBouncer puts one in transaction mode between the services and PostgreSQL;
+	// migrations go past it. Separate only.
+	PgBouncer bool
 	// Env are further variables for every process that knows them.
 	Env []string
 	// Gateways and Messagings are how many there are where processes are separate; 2 each if 0.
@@ -113,6 +116,9 @@ func (s *System) Process(name string) *Process {
 	}
 	return s.processes[i]
 }
+
+// Processes are all processes, in the order of their start.
+func (s *System) Processes() []*Process { return slices.Clone(s.processes) }
 
 // GatewayNames are the names of the gateways' processes, in the order of Gateways
 // and Bus.
