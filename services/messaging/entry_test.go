@@ -137,6 +137,9 @@ func TestHistoryTouchesOnlyItsPartitions(t *testing.T) {
 	t.Parallel()
 	w := start(t, servicetest.Options{At: time.Date(2026, time.March, 10, 0, 0, 0, 0, time.UTC)}, nil)
 	a, b, id := w.friends()
+	c, gone, left := w.friends()
+	c.say(left, "seen by both")
+	w.exec("UPDATE member SET left_seq = 2 WHERE conversation_id = $1 AND user_id = $2", left, gone.id)
 	const months, each = 6, 10
 	var want []string
 	for m := range months {
@@ -146,6 +149,7 @@ func TestHistoryTouchesOnlyItsPartitions(t *testing.T) {
 		}
 		w.Clock.Advance(31 * 24 * time.Hour)
 	}
+	c.say(left, "seen by one")
 	require.Equal(t, want, texts(b.log(id)))
 	b.read(id, 15) // the ordinal of an entry of a month long ago
 	b.untilMarks(id, 15, 15)
@@ -161,6 +165,12 @@ func TestHistoryTouchesOnlyItsPartitions(t *testing.T) {
 		"Head":     {"EntryRange", "entry", map[string]string{"from_seq": "58", "to_seq": "61"}, []string{"entry_p202608"}},
 		"Seen": {"ConversationSeen", "conversation", map[string]string{
 			"viewer_ids": "'{" + b.id.String() + "}'", "conversation_ids": "'{" + id + "}'",
+		}, nil},
+		"SeenByOneWhoLeft": {"ConversationSeen", "conversation", map[string]string{
+			"viewer_ids": "'{" + gone.id.String() + "}'", "conversation_ids": "'{" + left + "}'",
+		}, []string{"entry_p202603"}},
+		"LastEntry": {"EntryHead", "entry", map[string]string{
+			"conversation_ids": "'{" + id + "}'", "seqs": "'{61}'", "ats": "'{2026-08-12 00:00:00+00}'",
 		}, []string{"entry_p202608"}},
 	} {
 		t.Run(name, func(t *testing.T) {
