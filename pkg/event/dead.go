@@ -55,10 +55,19 @@ func (b *Bus) bury(ctx context.Context, d deadLetter) error {
 
 // DeadFilter chooses dead letters; an empty field means all.
 type DeadFilter struct {
-	Service, Listener, EventID string
-	// Limit is the most that are returned; zero means 1000.
+	// Seq is the number of one letter.
+	Seq uint64
+	// Service and Listener could not take the event; Type and EventID are its own.
+	Service, Listener, Type, EventID string
+	// After leaves out letters up to this number, for the next page; UpTo, unless
+	// zero, those beyond it.
+	After, UpTo uint64
+	// Limit is the most that are chosen; zero means 1000.
 	Limit int
 }
+
+// defaultDead is DeadFilter.Limit.
+const defaultDead = 1000
 
 // Dead is one dead letter.
 type Dead struct {
@@ -66,78 +75,148 @@ type Dead struct {
 	Seq uint64
 	// Subject is where the event was published.
 	Subject string
-	Letter  *eventv1.DeadLetter
+	// Letter tells of itself by its error alone if it cannot be read.
+	Letter *eventv1.DeadLetter
+}
+
+// ErrNoDeadLetter says that there is no dead letter with a number.
+var ErrNoDeadLetter = errors.New("no such dead letter")
+
+// subject narrows what is read to what can match. Names of listeners have dots of
+// their own, so they are compared besides.
+func (f DeadFilter) subject() string {
+	switch {
+	case f.Service != "" && f.Listener != "":
+		return "dead." + f.Service + "." + f.Listener
+	case f.Service != "":
+		return "dead." + f.Service + ".>"
+	default:
+		return "dead.>"
+	}
+}
+
+func (f DeadFilter) matches(d Dead) bool {
+	fits := func(want, is string) bool { return want == "" || want == is }
+	return fits(f.Service, d.Letter.GetService()) && fits(f.Listener, d.Letter.GetListener()) &&
+		fits(f.Type, d.Letter.GetEvent().GetType()) && fits(f.EventID, d.Letter.GetEvent().GetId())
 }
 
 // ListDead returns dead letters, oldest first.
 func (b *Bus) ListDead(ctx context.Context, f DeadFilter) ([]Dead, error) {
-	stream, err := b.ensureDead(ctx)
+	stream, err := b.js.Stream(ctx, deadStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil // nothing has ever been parked
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("find the dead letters: %w", err)
 	}
 	if f.Limit <= 0 {
-		f.Limit = 1000
+		f.Limit = defaultDead
 	}
-	subject := "dead.>"
-	if f.Service != "" && f.Listener != "" {
-		subject = "dead." + f.Service + "." + f.Listener
-	} else if f.Service != "" {
-		subject = "dead." + f.Service + ".>"
+	if f.Seq != 0 {
+		d, err := readDead(ctx, stream, f.Seq)
+		if err != nil || d == nil || !f.matches(*d) {
+			return nil, err
+		}
+		return []Dead{*d}, nil
 	}
 	var out []Dead
-	for seq := uint64(1); len(out) < f.Limit; seq++ {
-		raw, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(subject)) // the next one at or after seq
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return out, nil
-		}
+	for seq := f.After + 1; len(out) < f.Limit; seq++ {
+		d, err := readDead(ctx, stream, seq, jetstream.WithGetMsgSubject(f.subject())) // the next one at or after seq
 		if err != nil {
-			return nil, fmt.Errorf("read dead letter: %w", err)
+			return out, err
 		}
-		seq = raw.Sequence
-		letter := &eventv1.DeadLetter{}
-		if err := proto.Unmarshal(raw.Data, letter); err != nil {
-			return nil, fmt.Errorf("parse dead letter %d: %w", seq, err)
+		if d == nil || f.UpTo != 0 && d.Seq > f.UpTo {
+			break
 		}
-		if (f.EventID == "" || letter.GetEvent().GetId() == f.EventID) && (f.Listener == "" || letter.GetListener() == f.Listener) {
-			out = append(out, Dead{Seq: seq, Subject: raw.Header.Get(headerSubject), Letter: letter})
+		if seq = d.Seq; f.matches(*d) {
+			out = append(out, *d)
 		}
 	}
 	return out, nil
 }
 
+// readDead returns nil where there is none.
+func readDead(ctx context.Context, stream jetstream.Stream, seq uint64, opts ...jetstream.GetMsgOpt) (*Dead, error) {
+	raw, err := stream.GetMsg(ctx, seq, opts...)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read dead letter: %w", err)
+	}
+	d := &Dead{Seq: raw.Sequence, Subject: raw.Header.Get(headerSubject), Letter: &eventv1.DeadLetter{}}
+	if err := proto.Unmarshal(raw.Data, d.Letter); err != nil {
+		d.Letter = &eventv1.DeadLetter{Error: "this letter cannot be read: " + err.Error()}
+	}
+	return d, nil
+}
+
+// ShowDead returns one dead letter, or ErrNoDeadLetter.
+func (b *Bus) ShowDead(ctx context.Context, seq uint64) (Dead, error) {
+	found, err := b.ListDead(ctx, DeadFilter{Seq: seq})
+	if err != nil {
+		return Dead{}, err
+	}
+	if len(found) == 0 {
+		return Dead{}, fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)
+	}
+	return found[0], nil
+}
+
 // Replay publishes the events of the chosen dead letters again, and removes the
 // letters; it returns how many. Every listener of the type gets the event, and
 // those that have done it do nothing. A crash between publishing and removing
-// leaves a letter whose replay does nothing.
+// leaves a letter whose replay does nothing. What fails again is parked again, as a
+// new letter, which this call does not see.
 func (b *Bus) Replay(ctx context.Context, f DeadFilter) (int, error) {
+	return b.eachDead(ctx, f, b.replayOne)
+}
+
+// Drop removes the chosen dead letters for good, and returns how many. Their
+// effects never happen.
+func (b *Bus) Drop(ctx context.Context, f DeadFilter) (int, error) {
+	return b.eachDead(ctx, f, func(context.Context, Dead) error { return nil })
+}
+
+// eachDead does something with each of the chosen letters and then removes it.
+func (b *Bus) eachDead(ctx context.Context, f DeadFilter, do func(ctx context.Context, d Dead) error) (int, error) {
 	letters, err := b.ListDead(ctx, f)
-	if err != nil {
+	if err != nil || len(letters) == 0 {
 		return 0, err
 	}
-	stream, err := b.ensureDead(ctx)
+	stream, err := b.js.Stream(ctx, deadStream)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("find the dead letters: %w", err)
 	}
 	for n, d := range letters {
-		if d.Letter.GetEvent().GetId() == "" {
-			return n, fmt.Errorf("dead letter %d holds bytes that are no event: %s", d.Seq, d.Letter.GetError())
-		}
-		ev := proto.CloneOf(d.Letter.GetEvent())
-		ev.ReplySubject = "" // nobody waits any longer
-		data, err := proto.Marshal(ev)
-		if err != nil {
-			return n, fmt.Errorf("serialize event: %w", err)
-		}
-		// Without the event's own Nats-Msg-Id, which may still be remembered.
-		msg := nats.NewMsg(d.Subject)
-		msg.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("replay-%d-%s", d.Seq, ev.GetId()))
-		msg.Data = data
-		if _, err := b.js.PublishMsg(ctx, msg); err != nil {
-			return n, fmt.Errorf("publish event again: %w", err)
+		if err := do(ctx, d); err != nil {
+			return n, err
 		}
 		if err := stream.DeleteMsg(ctx, d.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 			return n, fmt.Errorf("remove dead letter: %w", err)
 		}
 	}
 	return len(letters), nil
+}
+
+// replayOne publishes the event of a letter.
+func (b *Bus) replayOne(ctx context.Context, d Dead) error {
+	if d.Letter.GetEvent().GetId() == "" || d.Subject == "" {
+		return fmt.Errorf("dead letter %d holds no event that could be published: %s", d.Seq, d.Letter.GetError())
+	}
+	ev := proto.CloneOf(d.Letter.GetEvent())
+	ev.ReplySubject = "" // nobody waits any longer
+	data, err := proto.Marshal(ev)
+	if err != nil {
+		return fmt.Errorf("serialize event: %w", err)
+	}
+	// Without the event's own Nats-Msg-Id, which may still be remembered.
+	msg := nats.NewMsg(d.Subject)
+	msg.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("replay-%d-%s", d.Seq, ev.GetId()))
+	msg.Data = data
+	if _, err := b.js.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("publish event again: %w", err)
+	}
+	return nil
 }

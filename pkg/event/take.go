@@ -162,7 +162,7 @@ func (c *consumer) retry(ctx context.Context, msg jetstream.Msg, ev *eventv1.Eve
 func (c *consumer) park(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, cause error, attempts int) {
 	letter := deadLetter{
 		subject: msg.Subject(), service: c.ls.service, listener: c.l.Name, event: ev,
-		cause: cause, attempts: attempts, at: c.ls.clock.Now(), id: key(msg, ev),
+		cause: cause, attempts: attempts, at: c.ls.clock.Now(), id: delivery(msg, ev),
 	}
 	if err := c.ls.bus.bury(ctx, letter); err != nil {
 		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), errors.Join(cause, err))
@@ -187,6 +187,16 @@ func (c *consumer) passes(ctx context.Context, err error) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	return postgres.Ready(ctx, c.ls.pool) != nil
+}
+
+// delivery tells a message of the stream apart from all others. An event that was
+// replayed is another message: parked again soon after, it must not count as the
+// letter that was removed, or it would be lost.
+func delivery(msg jetstream.Msg, ev *eventv1.Event) string {
+	if meta, err := msg.Metadata(); err == nil {
+		return fmt.Sprintf("%s/%d", key(msg, ev), meta.Sequence.Stream)
+	}
+	return key(msg, ev)
 }
 
 // key tells deliveries of one event apart from those of others.

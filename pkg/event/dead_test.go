@@ -1,0 +1,116 @@
+package event_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/parleychat/parley/pkg/event"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
+)
+
+// numbers are those of letters.
+func numbers(letters []event.Dead) []uint64 {
+	out := []uint64{}
+	for _, d := range letters {
+		out = append(out, d.Seq)
+	}
+	return out
+}
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+
+	none, err := w.bus.ListDead(ctx, event.DeadFilter{})
+	require.NoError(t, err)
+	require.Empty(t, none, "before anything was parked")
+	_, err = w.bus.ShowDead(ctx, 1)
+	require.ErrorIs(t, err, event.ErrNoDeadLetter)
+	dropped, err := w.bus.Drop(ctx, event.DeadFilter{})
+	require.NoError(t, err)
+	require.Zero(t, dropped)
+
+	fails := func(context.Context, pgx.Tx, *eventv1.Event, *wrapperspb.StringValue) error { return errors.New("no meat") }
+	w.listen([]event.Listener{
+		event.On("zoo", "animal.fed", event.Once, fails),
+		event.On("zoo", "animal.fed", event.Once, fails).Named("second.animal.fed"),
+		event.On("zoo", "animal.born", event.Once, fails),
+	}, event.MaxAttempts(1))
+	lion := fed("lion", 1, "full")
+	w.publish(lion, event.New("animal.born", "cub", 1, wrapperspb.String("small")))
+	w.dead(3)
+
+	list := func(f event.DeadFilter) []event.Dead {
+		t.Helper()
+		letters, err := w.bus.ListDead(ctx, f)
+		require.NoError(t, err)
+		return letters
+	}
+	all := list(event.DeadFilter{})
+	require.Equal(t, []uint64{1, 2, 3}, numbers(all))
+	require.Len(t, list(event.DeadFilter{Service: "alpha"}), 3)
+	require.Empty(t, list(event.DeadFilter{Service: "beta"}))
+	require.Len(t, list(event.DeadFilter{Listener: "animal.fed"}), 1)
+	require.Len(t, list(event.DeadFilter{Service: "alpha", Listener: "second.animal.fed"}), 1)
+	require.Len(t, list(event.DeadFilter{Type: "animal.fed"}), 2)
+	require.Len(t, list(event.DeadFilter{EventID: lion.GetId(), Listener: "animal.fed"}), 1)
+	require.Equal(t, []uint64{2}, numbers(list(event.DeadFilter{After: 1, Limit: 1})))
+	require.Equal(t, []uint64{1, 2}, numbers(list(event.DeadFilter{UpTo: 2})))
+	require.Empty(t, list(event.DeadFilter{Seq: 1, Service: "beta"}), "the number and the rest have to fit")
+
+	born := list(event.DeadFilter{Type: "animal.born"})[0]
+	shown, err := w.bus.ShowDead(ctx, born.Seq)
+	require.NoError(t, err)
+	require.Equal(t, "event.zoo.animal.born", shown.Subject)
+	require.Contains(t, shown.Letter.GetError(), "no meat")
+	require.Equal(t, "cub", shown.Letter.GetEvent().GetKey())
+
+	dropped, err = w.bus.Drop(ctx, event.DeadFilter{Seq: born.Seq})
+	require.NoError(t, err)
+	require.Equal(t, 1, dropped)
+	_, err = w.bus.ShowDead(ctx, born.Seq)
+	require.ErrorIs(t, err, event.ErrNoDeadLetter)
+
+	// A replay that fails again is parked again, and is not taken a second time.
+	replayed, err := w.bus.Replay(ctx, event.DeadFilter{Listener: "animal.fed", UpTo: 3})
+	require.NoError(t, err)
+	require.Equal(t, 1, replayed)
+	w.dead(3) // one was left, and both listeners have had the event again
+	replayed, err = w.bus.Replay(ctx, event.DeadFilter{Listener: "animal.fed", UpTo: 3})
+	require.NoError(t, err)
+	require.Zero(t, replayed)
+}
+
+// A letter that nobody can read is listed, refused by Replay and dropped.
+func TestUnreadableDeadLetter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+	w.listen([]event.Listener{event.On("zoo", "animal.fed", event.Once, count)}, event.MaxAttempts(1))
+	_, err := w.bus.EnsureStream(ctx, "zoo")
+	require.NoError(t, err)
+	_, err = w.bus.JetStream().Publish(ctx, "event.zoo.animal.fed", []byte{0xff, 0xff}) // no event: makes the stream
+	require.NoError(t, err)
+	w.dead(1)
+	msg := nats.NewMsg("dead.alpha.animal.fed")
+	msg.Data = []byte{0xff, 0xff}
+	_, err = w.bus.JetStream().PublishMsg(ctx, msg)
+	require.NoError(t, err)
+	letters := w.dead(2)
+	for _, d := range letters {
+		require.NotEmpty(t, d.Letter.GetError())
+		_, err = w.bus.Replay(ctx, event.DeadFilter{Seq: d.Seq})
+		require.ErrorContains(t, err, fmt.Sprintf("dead letter %d", d.Seq))
+	}
+	dropped, err := w.bus.Drop(ctx, event.DeadFilter{})
+	require.NoError(t, err)
+	require.Equal(t, 2, dropped)
+}
