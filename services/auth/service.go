@@ -3,10 +3,12 @@
 // Invariants: an e-mail address and a user name belong to one account each, without regard to case; a
 // refresh token is spent once, its immediate predecessor excepted for ten seconds; a session that has ended
 // never comes back; every access token is signed by a key that the key set showed before and shows until the
-// token has expired. An account and its event, a revocation and its event, commit together.
+// token has expired. An account and its event, a revocation and its event, an action and its entry in the record
+// commit together. No session outlives the password, the role or the standing that it was begun with.
 //
-// It stores no password, no refresh token and no unsealed private key, and it never says whether an account
-// exists, except to somebody who tries to register its name.
+// It stores no password, no refresh token, no code and no unsealed key, and it never says whether an account
+// exists, except to somebody who tries to register its name. It never tells that an account is suspended or has a
+// second factor before its password was right.
 package auth
 
 import (
