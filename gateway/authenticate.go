@@ -22,8 +22,8 @@ const verifyTimeout = 5 * time.Second
 // socket's only goroutine, which read then replaces.
 func (c *connection) open(raw string) {
 	if raw != "" {
-		c.welcome(0, raw)
-		go c.read()
+		c.welcome(0, raw, c.device)
+		go c.await()
 		return
 	}
 	opcode, buffer, err := c.next(c.gw.cfg.Socket.AuthFrameBytes)
@@ -38,7 +38,7 @@ func (c *connection) open(raw string) {
 		readBuffers.Put(buffer)
 		c.first(frame, code, reason)
 	}
-	go c.read()
+	go c.await()
 }
 
 // first handles the first frame.
@@ -56,13 +56,13 @@ func (c *connection) first(frame *realtimev1.ClientFrame, code int, reason strin
 		return
 	}
 	c.countIn(kindAuthenticate)
-	c.welcome(frame.GetId(), authenticate.GetAccessToken())
+	c.welcome(frame.GetId(), authenticate.GetAccessToken(), authenticate.GetDevice())
 }
 
 // welcome authenticates the socket and subscribes its person. The order is the
 // promise of Welcome: subscribed, flushed, and only then told, so that a Sync
 // after it leaves no gap.
-func (c *connection) welcome(id uint32, raw string) {
+func (c *connection) welcome(id uint32, raw string, device realtimev1.DeviceKind) {
 	claims, err := c.verify(raw)
 	if err != nil {
 		c.refuseToken(err)
@@ -71,7 +71,7 @@ func (c *connection) welcome(id uint32, raw string) {
 	if c.isEnding() {
 		return // the time to authenticate ran out meanwhile
 	}
-	c.user, c.session, c.token = claims.UserID, claims.SessionID, raw
+	c.user, c.session, c.token, c.device = claims.UserID, claims.SessionID, raw, device
 	switch err := c.gw.hub.add(c); {
 	case errors.Is(err, errTooManySockets):
 		c.end(closeTooMany, comeBack(c.gw.spread(c.gw.cfg.Socket.AbuseReconnect)))
@@ -110,7 +110,7 @@ func (c *connection) greet(id uint32, claims token.Claims) {
 		UserId: claims.UserID.String(), SessionId: claims.SessionID.String(),
 		TokenExpiresAt: timestamppb.New(claims.ExpiresAt), ServerTime: timestamppb.New(c.gw.clock.Now()),
 		IdleInterval:  durationpb.New(cfg.IdleInterval),
-		MaxFrameBytes: uint32(cfg.FrameBytes), MaxOpenCalls: uint32(cfg.OpenCalls),
+		MaxFrameBytes: uint32(cfg.FrameBytes), MaxOpenCalls: uint32(cfg.OpenCalls), MaxWatches: uint32(cfg.Watches),
 	}}}
 	data, err := c.format.encode(frame)
 	if err != nil {

@@ -29,7 +29,8 @@ func (p *pending) perform() ([]byte, kind) {
 	}
 	g := p.c.gw
 	began := time.Now()
-	ctx, span := g.tracer.Start(p.ctx, strings.TrimPrefix(p.route.Procedure, "/"),
+	procedure := p.procedure()
+	ctx, span := g.tracer.Start(p.ctx, strings.TrimPrefix(procedure, "/"),
 		trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attribute.String("transport", "socket")))
 	defer span.End()
 	header := http.Header{"Authorization": {"Bearer " + p.token}}
@@ -38,14 +39,34 @@ func (p *pending) perform() ([]byte, kind) {
 	}
 	g.propagator.Inject(ctx, propagation.HeaderCarrier(header))
 
-	response, err := p.offer(ctx, header)
+	response, err := p.respond(ctx, header)
 	code := "ok"
 	if err != nil {
 		code = rpc.CodeOf(err).String()
 		span.SetStatus(codes.Error, code)
 	}
-	g.metrics.called(ctx, p.route.Procedure, "socket", code, time.Since(began))
+	g.metrics.called(ctx, procedure, "socket", code, time.Since(began))
 	return p.encode(ctx, response, err), kindReply
+}
+
+// procedure names the call in metrics and traces.
+func (p *pending) procedure() string {
+	if p.watch != nil {
+		return "watch"
+	}
+	return p.route.Procedure
+}
+
+// respond gives the response in the socket's encoding.
+func (p *pending) respond(ctx context.Context, header http.Header) ([]byte, error) {
+	if p.watch == nil {
+		return p.offer(ctx, p.route.raw(p.c.format), header, p.request)
+	}
+	watched, err := p.performWatch(ctx, header)
+	if err != nil {
+		return nil, err
+	}
+	return p.c.format.message(watched)
 }
 
 // encode makes the reply; nil if there is nobody left to read it.
@@ -64,7 +85,7 @@ func (p *pending) encode(ctx context.Context, response []byte, callErr error) []
 		return frame
 	}
 	// A service answered with what is not JSON: its fault and ours, not the client's.
-	p.c.gw.log.ErrorContext(ctx, "reply not encoded", "procedure", p.route.Procedure, "error", err)
+	p.c.gw.log.ErrorContext(ctx, "reply not encoded", "procedure", p.procedure(), "error", err)
 	frame, err = p.c.format.encode(errorFrame(p.id,
 		rpc.Error(connect.CodeInternal, errorv1.Reason_REASON_INTERNAL, "internal error")))
 	if err != nil {

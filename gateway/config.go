@@ -23,6 +23,10 @@ type Config struct {
 	// Exempt are the addresses (CIDR) without limits per address.
 	Exempt []string `env:"LIMIT_EXEMPT" doc:"CIDRs without limits per address"`
 
+	// PresenceLease is for how long the people of a gateway that says nothing are
+	// still believed to be connected.
+	PresenceLease time.Duration `env:"PRESENCE_LEASE" default:"15s" min:"100ms" max:"10m" doc:"After this time without a sign of life a gateway's people count as disconnected"`
+
 	HTTP   HTTPConfig   `env:"HTTP"`
 	Limits LimitsConfig `env:"LIMIT"`
 	Socket SocketConfig `env:"SOCKET"`
@@ -31,7 +35,7 @@ type Config struct {
 // HTTPConfig is about calls that do not come over a socket.
 type HTTPConfig struct {
 	MaxRequestBytes int64         `env:"MAX_REQUEST_BYTES" default:"1048576" min:"1024" doc:"Largest request of a unary call, in bytes"`
-	HeaderTimeout   time.Duration `env:"HEADER_TIMEOUT" default:"5s" min:"100ms" doc:"Time to send the headers"`
+	HeaderTimeout   time.Duration `env:"HEADER_TIMEOUT" default:"5s" min:"100ms" doc:"Time to send the headers, and a body that is not wanted"`
 	IdleTimeout     time.Duration `env:"IDLE_TIMEOUT" default:"2m" min:"1s" doc:"Life of a connection without requests"`
 	CallTimeout     time.Duration `env:"CALL_TIMEOUT" default:"35s" min:"100ms" doc:"Bound of a unary call, above that of the services"`
 }
@@ -55,6 +59,7 @@ type SocketConfig struct {
 	AuthFrameBytes int           `env:"AUTH_FRAME_BYTES" default:"4096" min:"512" doc:"Largest first frame"`
 	FrameBytes     int           `env:"FRAME_BYTES" default:"65536" min:"1024" doc:"Largest frame of a client"`
 	QueueBytes     int           `env:"QUEUE_BYTES" default:"1048576" min:"4096" doc:"What may wait for a slow client"`
+	Watches        int           `env:"WATCHES" default:"200" min:"1" max:"10000" doc:"People whom one socket may watch"`
 	FrameRate      float64       `env:"FRAME_RATE" default:"50" min:"0.1" doc:"Frames a second of one socket"`
 	FrameBurst     int           `env:"FRAME_BURST" default:"200" min:"1"`
 	OpenCalls      int           `env:"OPEN_CALLS" default:"32" min:"1" doc:"Calls of one socket at once"`

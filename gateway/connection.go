@@ -19,11 +19,12 @@ import (
 //
 // It has exactly one reading goroutine for its whole life, and each frame makes
 // that a new one: the old goroutine handles the frame on its grown stack and
-// ends. So a socket at rest holds the smallest stack that can wait in a read,
+// ends. So a socket at rest holds the smallest stack there is (see arrival),
 // one small read buffer, and this struct; no timer, no writer, no map.
 type connection struct {
 	gw      *Gateway
 	ws      *websocket.Conn
+	arrival arrival
 	format  format
 	source  *source
 	address netip.Addr // of the client, for the services' logs
@@ -32,6 +33,7 @@ type connection struct {
 
 	// Written by the reader before the socket is in the hub, then fixed.
 	user, session uuid.UUID
+	device        realtimev1.DeviceKind
 	// Links of the hub's lists, under its locks.
 	nextOfUser, nextOfSession *connection
 
@@ -60,6 +62,8 @@ type connection struct {
 	code       int  // of the close frame
 	endBy      time.Time
 	calls      openCalls
+	watching   *watchList // nil until the first Watch
+	unwatched  bool       // no list is made any more
 }
 
 var readBuffers = sync.Pool{New: func() any {
@@ -102,6 +106,12 @@ func (c *connection) next(limit int) (opcode int, buffer *[]byte, err error) {
 	}
 }
 
+// await waits for the next frame and takes it.
+func (c *connection) await() {
+	c.arrival.wait()
+	c.read()
+}
+
 // read takes one frame and hands the reading on to a fresh goroutine.
 func (c *connection) read() {
 	opcode, buffer, err := c.next(c.gw.cfg.Socket.FrameBytes)
@@ -116,7 +126,7 @@ func (c *connection) read() {
 		c.handle(opcode, *buffer)
 		readBuffers.Put(buffer)
 	}
-	go c.read()
+	go c.await()
 }
 
 // handle does what a frame asks for. It runs on the reader.
@@ -141,6 +151,9 @@ func (c *connection) handle(opcode int, data []byte) {
 	case *realtimev1.ClientFrame_Authenticate:
 		c.countIn(kindAuthenticate)
 		c.renew(frame.GetId(), kind.Authenticate.GetAccessToken())
+	case *realtimev1.ClientFrame_Watch:
+		c.countIn(kindWatch)
+		c.watch(frame.GetId(), kind.Watch, wait)
 	case *realtimev1.ClientFrame_Ping:
 		c.countIn(kindPing)
 		c.reply(&realtimev1.ServerFrame{
@@ -194,7 +207,7 @@ func (c *connection) push(p *prepared) {
 		c.gw.log.Error("push not sent", "error", err)
 		return
 	}
-	c.send(outgoing{payload: data, at: p.at, opcode: c.format.opcode(), kind: kindPush})
+	c.send(outgoing{payload: data, at: p.at, soft: p.soft, opcode: c.format.opcode(), kind: p.kind})
 }
 
 // onPing answers a ping of the protocol. It runs within next.
@@ -269,6 +282,7 @@ func (c *connection) cut() {
 // nothing more to read.
 func (c *connection) finish(cause error) {
 	c.gw.hub.remove(c)
+	c.unwatch()
 	c.gw.wheel.remove(&c.entry)
 
 	var closed *websocket.CloseError

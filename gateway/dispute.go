@@ -43,16 +43,16 @@ func refusesToken(err error) bool {
 
 // offer calls the service, and another replica of it if the first one refuses a
 // token that is good here. If all refuse, the service counts as unavailable.
-func (p *pending) offer(ctx context.Context, header http.Header) ([]byte, error) {
+func (p *pending) offer(ctx context.Context, service *rpc.RawClient, header http.Header, request []byte) ([]byte, error) {
 	for range disputeTries {
-		response, err := p.route.raw(p.c.format).Call(ctx, header, p.request)
+		response, err := service.Call(ctx, header, request)
 		if !refusesToken(err) {
 			return response, err //nolint:wrapcheck // coded
 		}
 		if _, verr := p.c.gw.verifier.Verify(ctx, p.token); verr != nil {
 			return nil, err //nolint:wrapcheck // coded, and right: the token has ended meanwhile
 		}
-		p.c.gw.warnDispute(ctx, p.route.Procedure)
+		p.c.gw.warnDispute(ctx, p.procedure())
 	}
 	return nil, errDoubtful()
 }

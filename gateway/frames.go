@@ -36,6 +36,8 @@ type format interface {
 	// keeps nothing of data. Errors wrap errBadFrame or errNotUTF8.
 	decode(data []byte) (*realtimev1.ClientFrame, error)
 	encode(frame *realtimev1.ServerFrame) ([]byte, error)
+	// message encodes a response that comes from the gateway itself, in codec.
+	message(m proto.Message) ([]byte, error)
 	// response encodes a reply around a response that is in codec.
 	response(id uint32, response []byte) ([]byte, error)
 	// pushed gives the bytes of a push that came off the bus.
@@ -63,6 +65,14 @@ func (protoFormat) encode(frame *realtimev1.ServerFrame) ([]byte, error) {
 	return data, nil
 }
 
+func (protoFormat) message(m proto.Message) ([]byte, error) {
+	data, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode response: %w", err)
+	}
+	return data, nil
+}
+
 func (f protoFormat) response(id uint32, response []byte) ([]byte, error) {
 	return f.encode(&realtimev1.ServerFrame{Id: id, Frame: &realtimev1.ServerFrame_Reply{
 		Reply: &realtimev1.Reply{Result: &realtimev1.Reply_Response{Response: response}},
@@ -81,8 +91,9 @@ func (jsonFormat) opcode() byte  { return websocket.TextMessage }
 type jsonClientFrame struct {
 	ID           uint32 `json:"id"`
 	Authenticate *struct {
-		AccessToken  string `json:"accessToken"`
-		AccessToken2 string `json:"access_token"`
+		AccessToken  string     `json:"accessToken"`
+		AccessToken2 string     `json:"access_token"`
+		Device       jsonDevice `json:"device"`
 	} `json:"authenticate"`
 	Call *struct {
 		Procedure  string          `json:"procedure"`
@@ -91,7 +102,27 @@ type jsonClientFrame struct {
 		TimeoutMs  uint32          `json:"timeoutMs"`
 		TimeoutMs2 uint32          `json:"timeout_ms"`
 	} `json:"call"`
-	Ping *struct{} `json:"ping"`
+	Ping  *struct{}       `json:"ping"`
+	Watch json.RawMessage `json:"watch"`
+}
+
+// jsonDevice is a DeviceKind by name or number; a name of a later release is
+// unknown.
+type jsonDevice realtimev1.DeviceKind
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *jsonDevice) UnmarshalJSON(data []byte) error {
+	var name string
+	if json.Unmarshal(data, &name) == nil {
+		*d = jsonDevice(realtimev1.DeviceKind_value[name])
+		return nil
+	}
+	var number int32
+	if err := json.Unmarshal(data, &number); err != nil {
+		return fmt.Errorf("device: %w", err)
+	}
+	*d = jsonDevice(number)
+	return nil
 }
 
 func (jsonFormat) decode(data []byte) (*realtimev1.ClientFrame, error) {
@@ -107,7 +138,7 @@ func (jsonFormat) decode(data []byte) (*realtimev1.ClientFrame, error) {
 	if a := in.Authenticate; a != nil {
 		kinds++
 		frame.Frame = &realtimev1.ClientFrame_Authenticate{Authenticate: &realtimev1.Authenticate{
-			AccessToken: a.AccessToken + a.AccessToken2,
+			AccessToken: a.AccessToken + a.AccessToken2, Device: realtimev1.DeviceKind(a.Device),
 		}}
 	}
 	if c := in.Call; c != nil {
@@ -123,6 +154,14 @@ func (jsonFormat) decode(data []byte) (*realtimev1.ClientFrame, error) {
 		kinds++
 		frame.Frame = &realtimev1.ClientFrame_Ping{Ping: &realtimev1.Ping{}}
 	}
+	if len(in.Watch) > 0 && string(in.Watch) != "null" {
+		kinds++
+		watch := &realtimev1.Watch{}
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(in.Watch, watch); err != nil {
+			return nil, fmt.Errorf("%w: watch: %w", errBadFrame, err)
+		}
+		frame.Frame = &realtimev1.ClientFrame_Watch{Watch: watch}
+	}
 	if kinds > 1 {
 		return nil, fmt.Errorf("%w: more than one kind in it", errBadFrame)
 	}
@@ -133,6 +172,14 @@ func (jsonFormat) encode(frame *realtimev1.ServerFrame) ([]byte, error) {
 	data, err := protojson.Marshal(frame)
 	if err != nil {
 		return nil, fmt.Errorf("encode frame: %w", err)
+	}
+	return data, nil
+}
+
+func (jsonFormat) message(m proto.Message) ([]byte, error) {
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode response: %w", err)
 	}
 	return data, nil
 }

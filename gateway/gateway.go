@@ -27,6 +27,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/gorilla/websocket"
 	"github.com/nats-io/nats.go"
+	"github.com/redis/rueidis"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -40,8 +41,11 @@ import (
 
 // Deps is what a gateway is given.
 type Deps struct {
-	Dialer   rpc.Dialer
-	NATS     *nats.Conn
+	Dialer rpc.Dialer
+	NATS   *nats.Conn
+	// Redis is where it is written down who is connected here; nil: nowhere, and
+	// people who are only connected here look offline.
+	Redis    rueidis.Client
 	Verifier *token.Verifier
 	// Revocations is fed by its owner (Follow); the gateway closes the sockets of
 	// revoked sessions. May be nil in tests.
@@ -85,6 +89,7 @@ type Gateway struct {
 	wheel      *wheel
 	hub        *hub
 	subscriber *realtime.Subscriber
+	presence   *presenceDesk
 	workers    *workers
 
 	draining atomic.Bool
@@ -122,6 +127,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		Frame: g.hub.deliver, Loss: g.resyncAll,
 	})
 	g.hub.subscriber = g.subscriber
+	if g.presence, err = newPresenceDesk(g, deps); err != nil {
+		return nil, err
+	}
 	if g.revocations != nil {
 		g.revocations.Notify(g.hub.endSession)
 	}

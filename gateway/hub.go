@@ -20,7 +20,9 @@ const hubShards = 64
 type hub struct {
 	subscriber *realtime.Subscriber
 	limit      int // sockets per person
-	cache      *preparedCache
+	// changed, if set, is told of people whose sockets are others than before.
+	changed func(user uuid.UUID)
+	cache   *preparedCache
 
 	users    [hubShards]userShard
 	sessions [hubShards]sessionShard
@@ -78,7 +80,14 @@ func (h *hub) add(c *connection) error {
 	s.first[c.session] = c
 	s.mu.Unlock()
 	h.dismiss(c)
+	h.tellChanged(c.user)
 	return nil
+}
+
+func (h *hub) tellChanged(user uuid.UUID) {
+	if h.changed != nil {
+		h.changed(user)
+	}
 }
 
 func (h *hub) addUser(c *connection) error {
@@ -110,6 +119,7 @@ func (h *hub) remove(c *connection) {
 		return
 	}
 	h.removeUser(c)
+	h.tellChanged(c.user)
 	s := &h.sessions[shardOf(c.session)]
 	s.mu.Lock()
 	defer s.mu.Unlock()

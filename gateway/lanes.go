@@ -32,6 +32,7 @@ type pending struct {
 	route   *route
 	lane    string
 	request []byte
+	watch   *watchRequest // instead of route and request
 	token   string
 	ctx     context.Context //nolint:containedctx // waits in a lane with its deadline
 }
@@ -114,17 +115,19 @@ func (c *connection) call(id uint32, call *realtimev1.Call, wait time.Duration) 
 		c.refuse(id, err)
 		return
 	}
-	// The deadline counts from here, the time in the lane included.
-	ctx, cancel := context.WithTimeout(c.gw.base, c.gw.callTimeout(call.GetTimeoutMs()))
-	p := &pending{
-		c: c, id: id, route: route, lane: call.GetLane(),
-		request: call.GetRequest(), token: c.token, ctx: ctx,
-	}
+	c.begin(&pending{id: id, route: route, lane: call.GetLane(), request: call.GetRequest()}, call.GetTimeoutMs())
+}
+
+// begin runs a call or puts it into its lane, or refuses it. The deadline counts
+// from here, the time in the lane included.
+func (c *connection) begin(p *pending, timeoutMs uint32) {
+	ctx, cancel := context.WithTimeout(c.gw.base, c.gw.callTimeout(timeoutMs))
+	p.c, p.token, p.ctx = c, c.token, ctx
 	runNow, err := c.admit(p, cancel)
 	switch {
 	case err != nil:
 		cancel()
-		c.refuse(id, err)
+		c.refuse(p.id, err)
 	case runNow:
 		c.gw.workers.run(p)
 	}

@@ -24,15 +24,19 @@ const (
 	kindWelcome
 	kindReply
 	kindPush
+	kindPresence
+	kindTyping
 	kindResync
 	kindClose
 	kindUnknown
+	kindWatch
 	kinds
 )
 
 func (k kind) String() string {
 	return [...]string{
-		"authenticate", "call", "ping", "pong", "welcome", "reply", "push", "resync", "close", "unknown",
+		"authenticate", "call", "ping", "pong", "welcome", "reply", "push", "presence", "typing", "resync", "close",
+		"unknown", "watch",
 	}[k]
 }
 
@@ -45,6 +49,7 @@ type metrics struct {
 	handshakes  metric.Int64Counter
 	rejected    metric.Int64Counter
 	losses      metric.Int64Counter
+	ephemera    metric.Int64Counter
 
 	in, out    [kinds]atomic.Int64 // frames, by kind
 	unauth     metric.MeasurementOption
@@ -54,7 +59,7 @@ type metrics struct {
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
 	m := &metrics{}
-	var errs [9]error
+	var errs [10]error
 	m.connections, errs[0] = meter.Int64UpDownCounter("gateway_connections",
 		metric.WithDescription("Open sockets, by whether they are authenticated."))
 	frames, err := meter.Int64ObservableCounter("gateway_frames",
@@ -74,6 +79,8 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("HTTP requests that were not routed, by reason."))
 	m.losses, errs[7] = meter.Int64Counter("gateway_push_losses",
 		metric.WithDescription("Times that pushes may have been lost, by cause; all sockets resync."))
+	m.ephemera, errs[9] = meter.Int64Counter("gateway_ephemera",
+		metric.WithDescription("Pushes of presence and typing that slow sockets did not get, by kind and whether a later one took their place."))
 	if err == nil {
 		_, errs[8] = meter.RegisterCallback(m.observeFrames(frames), frames)
 	}

@@ -17,6 +17,8 @@ import (
 type prepared struct {
 	payload []byte // the binary ServerFrame as it came off the bus
 	at      time.Time
+	kind    kind
+	soft    *softKey // nil: it must not be left out
 
 	once    sync.Once
 	json    []byte
@@ -72,6 +74,7 @@ func (c *preparedCache) get(payload []byte, at time.Time) *prepared {
 		}
 	}
 	p := &prepared{payload: payload, at: at}
+	p.kind, p.soft = classify(payload)
 	if s.young == nil || len(s.young) >= preparedPerShard {
 		s.old, s.young = s.young, make(map[uint64]*prepared, 16)
 	}

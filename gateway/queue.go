@@ -26,6 +26,7 @@ var writeBuffers = sync.Pool{New: func() any {
 type outgoing struct {
 	payload []byte // shared; never changed
 	at      time.Time
+	soft    *softKey // of ephemera
 	opcode  byte
 	kind    kind
 }
@@ -40,8 +41,22 @@ func (c *connection) send(item outgoing) {
 		return
 	}
 	size := len(item.payload) + itemOverhead
+	limit := c.gw.cfg.Socket.QueueBytes
+	if item.soft != nil {
+		if c.supersedeLocked(item) {
+			c.mu.Unlock()
+			return
+		}
+		if limit /= 2; c.queued+size > limit { // the other half is for what has to arrive
+			c.missedLocked(item.kind, 1)
+			c.mu.Unlock()
+			return
+		}
+	} else if c.queued+size > limit {
+		c.dropSoftLocked()
+	}
 	// One message may be larger than the limit if it is alone.
-	if c.queued > 0 && c.queued+size > c.gw.cfg.Socket.QueueBytes {
+	if c.queued > 0 && c.queued+size > limit {
 		c.endLocked(closeSlow, comeBack(c.gw.spread(c.gw.cfg.Socket.SlowReconnect)), true)
 		c.mu.Unlock()
 		return

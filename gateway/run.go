@@ -29,6 +29,7 @@ func (g *Gateway) Run(ctx context.Context, listener net.Listener) error { //noli
 		return nil
 	})
 	group.Go(func() error { return g.subscriber.Run(inner) })
+	group.Go(func() error { return g.presence.run(inner) })
 	group.Go(func() error { return g.measure(inner, g.meter) })
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

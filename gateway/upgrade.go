@@ -16,10 +16,6 @@ import (
 // SocketPath is where the WebSocket is.
 const SocketPath = "/v1/ws"
 
-// readBuffer is per socket and for life, so it is small; a frame that does not
-// fit is read in pieces.
-const readBuffer = 512
-
 // noWriteBuffers keeps the library from giving each socket a write buffer: we
 // write frames ourselves, and the library only a close frame, now and then.
 type noWriteBuffers struct{}
@@ -30,7 +26,7 @@ func (noWriteBuffers) Put(any)  {}
 func newUpgrader() *websocket.Upgrader {
 	return &websocket.Upgrader{
 		HandshakeTimeout: 5 * time.Second,
-		ReadBufferSize:   readBuffer,
+		ReadBufferSize:   0, // that of hijacker
 		WriteBufferSize:  256,
 		WriteBufferPool:  noWriteBuffers{},
 		Subprotocols:     []string{SubprotocolProto, SubprotocolJSON},
@@ -59,7 +55,8 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 		g.reject(w, r, errShuttingDown())
 		return
 	}
-	ws, err := g.upgrader.Upgrade(w, r, nil) // answers the request by itself on an error
+	h := &hijacker{ResponseWriter: w}
+	ws, err := g.upgrader.Upgrade(h, r, nil) // answers the request by itself on an error
 	if err != nil {
 		source.leaveUnknown()
 		g.open.leave()
@@ -67,8 +64,8 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := &connection{
-		gw: g, ws: ws, format: formatOf(ws.Subprotocol()), source: source,
-		address: address, opened: time.Now(),
+		gw: g, ws: ws, arrival: h.arrival, format: formatOf(ws.Subprotocol()), source: source,
+		address: address, opened: time.Now(), device: deviceOf(r),
 	}
 	ws.SetPingHandler(c.onPing)
 	ws.SetPongHandler(c.onPong)
