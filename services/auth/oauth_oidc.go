@@ -96,7 +96,8 @@ func (p *oidcProvider) read(ctx context.Context) (*discovered, error) {
 		return nil, errors.New("the configuration lacks an endpoint")
 	}
 	d := &discovered{
-		provider: provider, keys: oidc.NewRemoteKeySet(oidc.ClientContext(p.life, p.client), claims.JWKSURL),
+		provider:  provider,
+		keys:      oidc.NewRemoteKeySet(oidc.ClientContext(p.life, p.client), claims.JWKSURL), //nolint:contextcheck // the keys are fetched after this call too
 		authStyle: oauth2.AuthStyleInHeader, algorithms: asymmetric(claims.Algorithms),
 	}
 	// Basic is the default where nothing is said (OpenID Connect Discovery, 3).
