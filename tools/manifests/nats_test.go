@@ -76,7 +76,7 @@ func TestLoginsOfNATS(t *testing.T) {
 	for _, match := range userLine.FindAllStringSubmatch(permissions, -1) {
 		users = append(users, match[1])
 	}
-	assert.ElementsMatch(t, append(domains(t), "gateway"), users, "one login each")
+	assert.ElementsMatch(t, append(domains(t), "gateway", "operator"), users, "one login each")
 	var faults []string
 	ask(t, "nats", map[string]any{"Permissions": permissions, "Sources": listening, "Mailers": mailers(t)}, &faults)
 	assert.Empty(t, faults)

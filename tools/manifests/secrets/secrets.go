@@ -110,8 +110,11 @@ func (v *values) files(domains []string) map[string][]string {
 	files := map[string][]string{
 		"redis.env":    {"REDIS_PASSWORD=" + redis},
 		"postgres.env": {"POSTGRES_PASSWORD=" + v.password("postgres")},
-		"gateway.env":  {"PARLEY_GATEWAY_NATS_URL=" + v.nats("gateway")},
-		"logins.conf":  {login("gateway", v.password("nats/gateway"))},
+		"gateway.env": {
+			"PARLEY_GATEWAY_NATS_URL=" + v.nats("gateway"),
+			"PARLEY_GATEWAY_REDIS_URL=redis://:" + redis + "@redis:6379/0",
+		},
+		"logins.conf":  {login("gateway", v.password("nats/gateway")), login("operator", v.password("nats/operator"))},
 	}
 	for _, d := range domains {
 		role := v.password("database/" + d)

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/parleychat/parley/pkg/clock"
@@ -89,6 +90,7 @@ func logins(ctx context.Context) (faults []string, err error) {
 		note(t.stays(name))
 	}
 	note(t.pushes(ctx))
+	note(t.operates(ctx))
 	return faults, nil
 }
 
@@ -98,6 +100,7 @@ func (t *trial) serve(dir string) (stop func(), err error) {
 	for name := range t.Sources {
 		fmt.Fprintf(&passwords, "%s_PASSWORD: %q\n", strings.ToUpper(name), name)
 	}
+	passwords.WriteString("OPERATOR_PASSWORD: \"operator\"\n")
 	main := "listen: \"127.0.0.1:-1\"\njetstream { store_dir: " + `"` + dir + `/data"` + " }\ninclude permissions.conf\n"
 	for name, text := range map[string]string{"nats.conf": main, "permissions.conf": t.Permissions, "logins.conf": passwords.String()} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -143,6 +146,43 @@ func (t *trial) publishes(ctx context.Context, name string) error {
 	}
 	if _, err := bus.JetStream().Publish(ctx, "dead."+name+".probe", nil); err != nil {
 		return fmt.Errorf("%s cannot park an event: %w", name, err)
+	}
+	return nil
+}
+
+// operates is what `parley dead-letters` does: the letter of a service is listed, its
+// event published again, and all that is left dropped.
+func (t *trial) operates(ctx context.Context) error {
+	bus, err := event.Connect(ctx, event.Config{URL: t.url, Name: "operator", User: "operator", Password: "operator", PublishTimeout: 2 * time.Second},
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fmt.Errorf("connect as operator: %w", err)
+	}
+	defer bus.Close()
+	ev := event.New("probe.made", uuid.NewString(), 1, &emptypb.Empty{})
+	if err := event.Complete(ctx, ev, time.Now()); err != nil {
+		return fmt.Errorf("make an event: %w", err)
+	}
+	data, err := proto.Marshal(&eventv1.DeadLetter{Event: ev, Service: "auth", Listener: "operated"})
+	if err != nil {
+		return fmt.Errorf("make a dead letter: %w", err)
+	}
+	letter := nats.NewMsg("dead.auth.operated")
+	letter.Data = data
+	letter.Header.Set("Parley-Subject", event.Subject("auth", "probe.made"))
+	if _, err := t.buses["auth"].JetStream().PublishMsg(ctx, letter); err != nil {
+		return fmt.Errorf("park an event: %w", err)
+	}
+	if n, err := bus.Replay(ctx, event.DeadFilter{Service: "auth", Listener: "operated"}); err != nil || n != 1 {
+		return fmt.Errorf("operator replays %d of 1 dead letters: %w", n, err)
+	}
+	if _, err := bus.Drop(ctx, event.DeadFilter{}); err != nil {
+		return fmt.Errorf("operator cannot drop dead letters: %w", err)
+	}
+	if bus.Conn().Publish("dead.auth.forged", nil) == nil {
+		if left, err := bus.ListDead(ctx, event.DeadFilter{}); err != nil || len(left) > 0 {
+			return fmt.Errorf("operator has written %d dead letters: %w", len(left), err)
+		}
 	}
 	return nil
 }
