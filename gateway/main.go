@@ -11,7 +11,10 @@ import (
 	"os"
 	"time"
 
+	"github.com/redis/rueidis"
+
 	"github.com/parleychat/parley/pkg/admin"
+	"github.com/parleychat/parley/pkg/cache"
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/config"
 	"github.com/parleychat/parley/pkg/event"
@@ -27,6 +30,8 @@ type ProcessConfig struct {
 	NATSURL         string `env:"NATS_URL" required:"true" secret:"true" doc:"NATS with JetStream; several addresses separated by commas."`
 	NATSCredentials string `env:"NATS_CREDENTIALS" doc:"The path of a NATS credentials file."`
 	NATSReplicas    int    `env:"NATS_REPLICAS" default:"1" min:"1" max:"5" doc:"The replicas of the streams, for one that has to be made anew; 3 in production."`
+
+	RedisURL string `env:"REDIS_URL" secret:"true" doc:"Redis, that of the services, where it stands who is connected; empty: people who come in here look offline. See pkg/cache for the parameters."`
 
 	Listen      string `env:"LISTEN" default:":8080" doc:"Where calls and sockets are served: HTTP/1.1 and h2c."`
 	AdminListen string `env:"ADMIN_LISTEN" default:":9090" doc:"Where health, metrics and profiles are served."`
@@ -146,6 +151,21 @@ func addAdmin(ctx context.Context, group *lifecycle.Group, adm *admin.Server, ad
 	return nil
 }
 
+// openRedis returns nil where none is configured, and a client that is still
+// connecting where Redis is away: only presence needs it.
+func openRedis(ctx context.Context, url string, log *slog.Logger) (rueidis.Client, error) {
+	if url == "" {
+		log.WarnContext(ctx, "nobody who connects here will be seen online: there is no "+envPrefix+"REDIS_URL")
+		return nil, nil //nolint:nilnil // no Redis is a valid answer
+	}
+	client, err := cache.Open(url, "gateway")
+	if errors.Is(err, cache.ErrAway) {
+		log.WarnContext(ctx, "starting without Redis", "error", err)
+		return client, nil
+	}
+	return client, err //nolint:wrapcheck // says what it is about
+}
+
 // addGateway wires the gateway and what feeds it.
 func addGateway(
 	ctx context.Context, group *lifecycle.Group, adm *admin.Server, p ProcessConfig, cfg Config, log *slog.Logger,
@@ -161,7 +181,16 @@ func addGateway(
 		bus.Close()
 		return fmt.Errorf("%sBACKENDS: %w", envPrefix, err)
 	}
+	redis, err := openRedis(ctx, p.RedisURL, log)
+	if err != nil {
+		dialer.Close()
+		bus.Close()
+		return fmt.Errorf("%sREDIS_URL: %w", envPrefix, err)
+	}
 	group.OnStop(lifecycle.Store, "connections", func(context.Context) error {
+		if redis != nil {
+			redis.Close()
+		}
 		dialer.Close()
 		bus.Close()
 		return nil
@@ -170,7 +199,7 @@ func addGateway(
 	keys := token.RemoteKeys(&http.Client{Timeout: verifyTimeout}, p.JWKSURL, clk)
 	revocations := token.NewRevocations(clk, p.TokenLife)
 	g, err := New(ctx, cfg, Deps{
-		Dialer: dialer, NATS: bus.Conn(), Clock: clk, Log: log, Revocations: revocations,
+		Dialer: dialer, NATS: bus.Conn(), Redis: redis, Clock: clk, Log: log, Revocations: revocations,
 		Verifier: token.NewVerifier(keys, revocations, clk, p.TokenIssuer, p.TokenAudience),
 	})
 	if err != nil {

@@ -123,14 +123,14 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 	default:
 		env = append(env, p.database(name)...)
 		env = append(env,
-			// The embedded server speaks RESP2 and has no client-side caching.
-			variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
 			variable(name, "SERVICE_KEY", base64.StdEncoding.EncodeToString(p.keys[name].Seed())),
 			variable(name, "SERVICE_PUBLIC_KEYS", p.publicKeys()),
 			variable(name, "SERVICES", strings.Join(domains, ",")),
 		)
 	}
 	env = append(env,
+		// The embedded server speaks RESP2 and has no client-side caching.
+		variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
 		variable(name, "NATS_URL", bus),
 		variable(name, "LISTEN", p.listen[replica]),
 		variable(name, "ADMIN_LISTEN", admin),

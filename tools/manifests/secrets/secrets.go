@@ -114,7 +114,7 @@ func (v *values) files(domains []string) map[string][]string {
 			"PARLEY_GATEWAY_NATS_URL=" + v.nats("gateway"),
 			"PARLEY_GATEWAY_REDIS_URL=redis://:" + redis + "@redis:6379/0",
 		},
-		"logins.conf":  {login("gateway", v.password("nats/gateway")), login("operator", v.password("nats/operator"))},
+		"logins.conf": {login("gateway", v.password("nats/gateway")), login("operator", v.password("nats/operator"))},
 	}
 	for _, d := range domains {
 		role := v.password("database/" + d)
