@@ -58,6 +58,12 @@ type (
 		UserAgent string          `json:"user_agent,omitempty"`
 		Details   json.RawMessage `json:"details,omitempty"`
 	}
+	exportedIdentity struct {
+		Provider   string     `json:"provider"`
+		Email      string     `json:"email"`
+		LinkedAt   time.Time  `json:"linked_at"`
+		LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+	}
 	exportedNotice struct {
 		Email     string    `json:"email"`
 		Template  string    `json:"template"`
@@ -73,7 +79,7 @@ func (s *Service) ExportPerson(ctx context.Context, req *portabilityv1.ExportPer
 	}
 	files := portability.To(stream.Send)
 	for _, export := range []func(context.Context, uuid.UUID, *portability.Files) error{
-		s.exportAccount, s.exportSessions, s.exportAudit, s.exportNotices,
+		s.exportAccount, s.exportIdentities, s.exportSessions, s.exportAudit, s.exportNotices,
 	} {
 		if err := export(ctx, id, files); err != nil {
 			return err
@@ -109,6 +115,25 @@ func (s *Service) exportAccount(ctx context.Context, id uuid.UUID, files *portab
 	}
 	for _, hold := range holds {
 		if err := files.Line(exportedUsername{hold.Username, hold.HeldUntil.UTC()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) exportIdentities(ctx context.Context, id uuid.UUID, files *portability.Files) error {
+	if err := files.Begin("identities.ndjson"); err != nil {
+		return err
+	}
+	rows, err := db.New(s.pool).IdentityList(ctx, id)
+	if err != nil {
+		return fmt.Errorf("select identities: %w", err)
+	}
+	for _, row := range rows {
+		err := files.Line(exportedIdentity{
+			Provider: row.Provider, Email: row.Email, LinkedAt: row.LinkedAt.UTC(), LastUsedAt: inUTC(row.LastUsedAt),
+		})
+		if err != nil {
 			return err
 		}
 	}

@@ -62,6 +62,8 @@ var calm = []story{
 	{"LogOutClosesSockets", logOutClosesSockets, both, allShapes},
 	{"RefreshReuseEndsSession", refreshReuseEndsSession, both, allShapes},
 	{"RefreshGraceEnds", refreshGraceEnds, both, onlyFull},
+	{"DataIsExported", dataIsExported, both, allShapes},
+	{"AccountIsDeleted", accountIsDeleted, both, allShapes},
 	{"PlainHTTP", plainHTTP, both, allShapes},
 	{"JSONSocket", jsonSocket, both, allShapes},
 	{"GRPC", grpcCalls, both, allShapes},

@@ -117,9 +117,6 @@ func (s *System) Process(name string) *Process {
 	return s.processes[i]
 }
 
-// Processes are all processes, in the order of their start.
-func (s *System) Processes() []*Process { return slices.Clone(s.processes) }
-
 // GatewayNames are the names of the gateways' processes, in the order of Gateways
 // and Bus.
 func (s *System) GatewayNames() []string {
@@ -174,6 +171,7 @@ func tuning(o Options) []string {
 		variable("auth", "REGISTER_LIMIT", "0"),
 		variable("auth", "BCRYPT_COST", "4"),
 		variable("auth", "INSECURE_PASSWORD_HASHING", "true"),
+		variable("user", "DELETION_GRACE", "1s"),
 		variable("gateway", "LIMIT_EXEMPT", "127.0.0.0/8"),
 		variable("gateway", "SOCKET_FRAME_RATE", "2000"),
 		variable("gateway", "SOCKET_FRAME_BURST", "4000"),
