@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
@@ -31,7 +30,7 @@ func (p *pending) perform() ([]byte, kind) {
 	began := time.Now()
 	procedure := p.procedure()
 	ctx, span := g.tracer.Start(p.ctx, strings.TrimPrefix(procedure, "/"),
-		trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attribute.String("transport", "socket")))
+		trace.WithSpanKind(trace.SpanKindServer), ofSocketCall)
 	defer span.End()
 	header := http.Header{"Authorization": {"Bearer " + p.token}}
 	if p.c.address.IsValid() {

@@ -207,7 +207,7 @@ func (c *connection) push(p *prepared) {
 		c.gw.log.Error("push not sent", "error", err)
 		return
 	}
-	c.send(outgoing{payload: data, at: p.at, soft: p.soft, opcode: c.format.opcode(), kind: p.kind})
+	c.send(outgoing{payload: data, at: p.at, soft: p.soft, origin: p.origin, opcode: c.format.opcode(), kind: p.kind})
 }
 
 // onPing answers a ping of the protocol. It runs within next.

@@ -124,7 +124,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 	g.routes = newRoutes(deps.Methods, deps.Dialer, g.proxyTo)
 	g.keys = g.proxyTo(deps.Dialer.Backend("auth")) //nolint:contextcheck // the context is that of each request
 	g.subscriber = realtime.NewSubscriber(deps.NATS, deps.Log, realtime.SubscriberConfig{
-		Frame: g.hub.deliver, Loss: g.resyncAll,
+		Frame: g.hub.deliver, Traced: g.hub.deliverTraced, Loss: g.resyncAll,
 	})
 	g.hub.subscriber = g.subscriber
 	if g.presence, err = newPresenceDesk(g, deps); err != nil {

@@ -50,6 +50,7 @@ type metrics struct {
 	rejected    metric.Int64Counter
 	losses      metric.Int64Counter
 	ephemera    metric.Int64Counter
+	message     metric.Float64Histogram
 
 	in, out    [kinds]atomic.Int64 // frames, by kind
 	unauth     metric.MeasurementOption
@@ -59,7 +60,7 @@ type metrics struct {
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
 	m := &metrics{}
-	var errs [10]error
+	var errs [11]error
 	m.connections, errs[0] = meter.Int64UpDownCounter("gateway_connections",
 		metric.WithDescription("Open sockets, by whether they are authenticated."))
 	frames, err := meter.Int64ObservableCounter("gateway_frames",
@@ -81,6 +82,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Times that pushes may have been lost, by cause; all sockets resync."))
 	m.ephemera, errs[9] = meter.Int64Counter("gateway_ephemera",
 		metric.WithDescription("Pushes of presence and typing that slow sockets did not get, by kind and whether a later one took their place."))
+	m.message, errs[10] = newMessageDelivery(meter)
 	if err == nil {
 		_, errs[8] = meter.RegisterCallback(m.observeFrames(frames), frames)
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/parleychat/parley/pkg/realtime"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 )
 
@@ -18,7 +19,8 @@ type prepared struct {
 	payload []byte // the binary ServerFrame as it came off the bus
 	at      time.Time
 	kind    kind
-	soft    *softKey // nil: it must not be left out
+	soft    *softKey         // nil: it must not be left out
+	origin  *realtime.Origin // nil: its trace is not sampled
 
 	once    sync.Once
 	json    []byte

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
@@ -38,8 +37,7 @@ const internalPrefix = "Parley-"
 func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, route *route) {
 	began := time.Now()
 	ctx, span := g.tracer.Start(r.Context(), strings.TrimPrefix(route.Procedure, "/"),
-		trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer),
-		trace.WithAttributes(attribute.String("transport", "http")))
+		trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer), ofHTTPCall)
 	defer span.End()
 	if route.Streaming == connect.StreamTypeUnary {
 		var cancel context.CancelFunc

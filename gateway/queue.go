@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/parleychat/parley/pkg/realtime"
 )
 
 const (
@@ -26,7 +28,8 @@ var writeBuffers = sync.Pool{New: func() any {
 type outgoing struct {
 	payload []byte // shared; never changed
 	at      time.Time
-	soft    *softKey // of ephemera
+	soft    *softKey         // of ephemera
+	origin  *realtime.Origin // of sampled pushes
 	opcode  byte
 	kind    kind
 }
@@ -140,6 +143,9 @@ func (c *connection) count(batch []outgoing) {
 	var oldest time.Time
 	for i := range batch {
 		numbers[batch[i].kind]++
+		if batch[i].origin != nil {
+			c.gw.delivered(&batch[i])
+		}
 		if at := batch[i].at; !at.IsZero() && (oldest.IsZero() || at.Before(oldest)) {
 			oldest = at
 		}
