@@ -149,3 +149,28 @@ func (p *someone) recorded(t *testing.T, action, reason string) *authv1.AuditEve
 	t.Fatalf("no %s (%s) in the record: %v", action, reason, p.record(t))
 	return nil
 }
+
+// limitedAfterFive guesses until the limit stands in the way: not before the fifth failure, and then soon. On a machine
+// that is so busy that Redis does not answer in time, a failure may be counted by the process alone.
+func limitedAfterFive(t *testing.T, wrong func(*testing.T, error), guess func() error) {
+	t.Helper()
+	for range 5 {
+		wrong(t, guess())
+	}
+	for range 5 {
+		err := guess()
+		if rpc.ReasonOf(err) == errorv1.Reason_REASON_RATE_LIMITED {
+			requireReason(t, err, connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+			require.LessOrEqual(t, rpc.InfoOf(err).GetRetryAfter().AsDuration(), attemptWindow)
+			return
+		}
+		wrong(t, err)
+	}
+	t.Fatal("guesses are not limited")
+}
+
+// fine is for what is no failure, and limited by number.
+func fine(t *testing.T, err error) {
+	t.Helper()
+	require.NoError(t, err)
+}

@@ -65,12 +65,8 @@ func TestResetPassword(t *testing.T) {
 		t.Parallel()
 		newcomer(t, h, client, "cleo")
 		for _, login := range []string{"cleo", "nobody-here"} {
-			for range 5 {
-				require.NoError(t, request(t, login))
-				invalidCode(t, reset(t, login, "00000000", nextPassword))
-			}
-			requireReason(t, request(t, login), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
-			requireReason(t, reset(t, login, "00000000", nextPassword), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+			limitedAfterFive(t, fine, func() error { return request(t, login) })
+			limitedAfterFive(t, invalidCode, func() error { return reset(t, login, "00000000", nextPassword) })
 		}
 	})
 	t.Run("OneCodeIsGoodOnce", func(t *testing.T) {

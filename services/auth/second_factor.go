@@ -53,7 +53,7 @@ func (s *Service) challenge(ctx context.Context, queries *db.Queries, e entrance
 	if err != nil {
 		return "", fmt.Errorf("insert challenge: %w", err)
 	}
-	err = queries.ChallengeDropExcess(ctx, db.ChallengeDropExcessParams{AccountID: e.accountID, Keep: challengesAtOnce})
+	err = queries.ChallengeDropExcess(ctx, db.ChallengeDropExcessParams{AccountID: e.accountID, TokenHash: sum[:], Keep: challengesAtOnce})
 	if err != nil {
 		return "", fmt.Errorf("drop challenges: %w", err)
 	}

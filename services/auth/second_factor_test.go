@@ -195,19 +195,15 @@ func TestGuessingTheSecondFactorIsLimited(t *testing.T) {
 	factor := authv1connect.NewSecondFactorServiceClient(h.Dial("auth", h.Anonymous()))
 	anna := newcomer(t, h, client, "anna")
 	phone, _ := enrol(t, h, anna)
-	for range 5 {
+	limitedAfterFive(t, wrongFactor, func() error {
 		_, err := factor.CompleteLogIn(t.Context(), &authv1.CompleteLogInRequest{Challenge: challenged(t, client, "anna"), Code: wrongCode(phone.code(t))})
-		wrongFactor(t, err)
-	}
-	_, err := factor.CompleteLogIn(t.Context(), &authv1.CompleteLogInRequest{Challenge: challenged(t, client, "anna"), Code: phone.next(t)})
-	requireReason(t, err, connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+		return err
+	})
 	// Guessing at challenges counts by address.
-	for range 5 {
+	limitedAfterFive(t, invalidChallenge, func() error {
 		_, err := factor.CompleteLogIn(from(t, "203.0.113.5"), &authv1.CompleteLogInRequest{Challenge: "plc_INVENTED-INVENTED", Code: "123456"})
-		invalidChallenge(t, err)
-	}
-	_, err = factor.CompleteLogIn(from(t, "203.0.113.5"), &authv1.CompleteLogInRequest{Challenge: "plc_INVENTED-INVENTED", Code: "123456"})
-	requireReason(t, err, connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+		return err
+	})
 }
 
 func TestChangesOfTheSecondFactor(t *testing.T) {

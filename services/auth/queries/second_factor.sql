@@ -40,11 +40,11 @@ DELETE FROM recovery_code WHERE account_id = @account_id AND code_hash = @code_h
 INSERT INTO log_in_challenge (token_hash, account_id, device_name, expires_at)
 VALUES (@token_hash, @account_id, @device_name, @expires_at);
 
--- The challenges beyond the number that an account may have at once go, the oldest first.
+-- The challenges beyond the number that an account may have at once go, the oldest first, the one just made never.
 -- name: ChallengeDropExcess :exec
 DELETE FROM log_in_challenge WHERE token_hash IN (
     SELECT c.token_hash FROM log_in_challenge c WHERE c.account_id = @account_id
-    ORDER BY c.expires_at DESC OFFSET @keep);
+    ORDER BY c.token_hash = @token_hash DESC, c.expires_at DESC OFFSET @keep);
 
 -- name: ChallengeOf :one
 SELECT account_id, device_name FROM log_in_challenge WHERE token_hash = @token_hash AND expires_at > @now;

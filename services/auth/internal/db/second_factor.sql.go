@@ -15,17 +15,18 @@ import (
 const challengeDropExcess = `-- name: ChallengeDropExcess :exec
 DELETE FROM log_in_challenge WHERE token_hash IN (
     SELECT c.token_hash FROM log_in_challenge c WHERE c.account_id = $1
-    ORDER BY c.expires_at DESC OFFSET $2)
+    ORDER BY c.token_hash = $2 DESC, c.expires_at DESC OFFSET $3)
 `
 
 type ChallengeDropExcessParams struct {
 	AccountID uuid.UUID
+	TokenHash []byte
 	Keep      int32
 }
 
-// The challenges beyond the number that an account may have at once go, the oldest first.
+// The challenges beyond the number that an account may have at once go, the oldest first, the one just made never.
 func (q *Queries) ChallengeDropExcess(ctx context.Context, arg ChallengeDropExcessParams) error {
-	_, err := q.db.Exec(ctx, challengeDropExcess, arg.AccountID, arg.Keep)
+	_, err := q.db.Exec(ctx, challengeDropExcess, arg.AccountID, arg.TokenHash, arg.Keep)
 	return err
 }
 
