@@ -50,6 +50,3 @@ FROM account WHERE account.id = @id;
 
 -- name: EmailOwned :one
 SELECT EXISTS (SELECT FROM account WHERE email_key = @email_key);
-
--- name: IdentitiesExport :many
-SELECT id, provider, issuer, subject, email, linked_at, last_used_at FROM oauth_identity WHERE account_id = @account_id ORDER BY linked_at, id;

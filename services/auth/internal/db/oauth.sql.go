@@ -42,48 +42,6 @@ func (q *Queries) EmailOwned(ctx context.Context, emailKey string) (bool, error)
 	return exists, err
 }
 
-const identitiesExport = `-- name: IdentitiesExport :many
-SELECT id, provider, issuer, subject, email, linked_at, last_used_at FROM oauth_identity WHERE account_id = $1 ORDER BY linked_at, id
-`
-
-type IdentitiesExportRow struct {
-	ID         uuid.UUID
-	Provider   string
-	Issuer     string
-	Subject    string
-	Email      string
-	LinkedAt   time.Time
-	LastUsedAt *time.Time
-}
-
-func (q *Queries) IdentitiesExport(ctx context.Context, accountID uuid.UUID) ([]IdentitiesExportRow, error) {
-	rows, err := q.db.Query(ctx, identitiesExport, accountID)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []IdentitiesExportRow{}
-	for rows.Next() {
-		var i IdentitiesExportRow
-		if err := rows.Scan(
-			&i.ID,
-			&i.Provider,
-			&i.Issuer,
-			&i.Subject,
-			&i.Email,
-			&i.LinkedAt,
-			&i.LastUsedAt,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const identityCreate = `-- name: IdentityCreate :exec
 INSERT INTO oauth_identity (id, account_id, provider, issuer, subject, email, linked_at, last_used_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
