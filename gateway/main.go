@@ -107,7 +107,7 @@ func printConfig(out io.Writer) error {
 
 // serve runs a gateway alone in its process.
 func serve(ctx context.Context, environ []string, logOut io.Writer) error {
-	lifecycle.TuneCollector()
+	lifecycle.TuneCollector(ctx)
 	var p ProcessConfig
 	var cfg Config
 	settings := config.NewSource(envPrefix, environ)

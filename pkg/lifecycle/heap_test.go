@@ -14,11 +14,11 @@ import (
 // The percent belongs to the process, so this is one test, one step after the other.
 func TestTheRoomBetweenCollectionsDoesNotGrowWithTheHeap(t *testing.T) {
 	t.Setenv("GOGC", "100")
-	lifecycle.TuneCollector()
+	lifecycle.TuneCollector(t.Context())
 	require.EqualValues(t, 100, percent(), "the environment says so")
 
 	t.Setenv("GOGC", "")
-	lifecycle.TuneCollector()
+	lifecycle.TuneCollector(t.Context())
 	require.Greater(t, percent(), uint64(200), "a small heap gets more room than Go gives it")
 
 	held := make([][]byte, 0, 400)

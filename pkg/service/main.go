@@ -98,7 +98,7 @@ func printConfig(def Definition, out io.Writer) error {
 
 // serve runs the service alone in its process.
 func serve(ctx context.Context, def Definition, environ []string, logOut io.Writer) error {
-	lifecycle.TuneCollector()
+	lifecycle.TuneCollector(ctx)
 	if err := def.check(); err != nil {
 		return err
 	}
