@@ -79,7 +79,8 @@ func TestEnsureService(t *testing.T) {
 		var schema string
 		require.NoError(t, alpha.QueryRow(t.Context(), `SELECT current_schema()`).Scan(&schema))
 		require.Equal(t, "alpha", schema)
-		for _, forbidden := range []string{`SELECT * FROM beta.outbox`, `CREATE TABLE public.t ()`, `CREATE SCHEMA mine`,
+		for _, forbidden := range []string{
+			`SELECT * FROM beta.outbox`, `CREATE TABLE public.t ()`, `CREATE SCHEMA mine`,
 			`CREATE TABLE extensions.t ()`, `CREATE EXTENSION citext`,
 		} {
 			_, err := alpha.Exec(t.Context(), forbidden)

@@ -105,8 +105,11 @@ func TestExportData(t *testing.T) {
 			require.JSONEq(t, `{"id":"`+anna.UserID.String()+`","username":"anna","display_name":"Anna","bio":"","locale":"",
 				"discoverable":true,"created_at":"2026-03-16T12:00:00Z","version":1}`, files["user/profile.json"])
 			var manifest struct {
-				Services []string
-				Files    []struct{ Name, SHA256 string }
+				Services []string `json:"services"`
+				Files    []struct {
+					Name   string `json:"name"`
+					SHA256 string `json:"sha256"`
+				} `json:"files"`
 			}
 			require.NoError(t, json.Unmarshal([]byte(files["manifest.json"]), &manifest))
 			require.Equal(t, []string{"auth", "user"}, manifest.Services)
