@@ -38,7 +38,9 @@ func TestDeadLetters(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, dropped)
 
-	fails := func(context.Context, pgx.Tx, *eventv1.Event, *wrapperspb.StringValue) error { return errors.New("no meat") }
+	fails := func(context.Context, pgx.Tx, *eventv1.Event, *wrapperspb.StringValue) error {
+		return errors.New("no meat")
+	}
 	w.listen([]event.Listener{
 		event.On("zoo", "animal.fed", event.Once, fails),
 		event.On("zoo", "animal.fed", event.Once, fails).Named("second.animal.fed"),

@@ -53,7 +53,10 @@ func TestMetricsTellOfTheLastSuccess(t *testing.T) {
 	w := newWorld(t)
 	measured := job.Job{Name: "measured", Every: time.Hour, Run: func(context.Context) error { return nil }}
 	one := w.replica(measured)
-	success := func() float64 { at, _ := told(t, "job_last_success_timestamp_seconds", "job_name", "measured"); return at }
+	success := func() float64 {
+		at, _ := told(t, "job_last_success_timestamp_seconds", "job_name", "measured")
+		return at
+	}
 	require.Eventually(t, func() bool { return success() == float64(w.clock.Now().Unix()) }, patience, often, "when it was")
 	runs, ok := told(t, "job_run_seconds", "job_name", "measured")
 	require.True(t, ok)

@@ -99,7 +99,9 @@ func (d *deployment) listed(args ...string) []int {
 	d.t.Helper()
 	numbers := []int{}
 	for line := range strings.Lines(d.must(append([]string{"list", "--json"}, args...)...)) {
-		var l struct{ Number int }
+		var l struct {
+			Number int `json:"number"`
+		}
 		require.NoError(d.t, json.Unmarshal([]byte(line), &l))
 		numbers = append(numbers, l.Number)
 	}

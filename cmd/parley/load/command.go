@@ -65,6 +65,7 @@ func Command() *cobra.Command {
 	flags.StringVar(&o.Mode, "mode", modeClosed, "direct: closed (a pair sends its next message after the last) or open (at --rate, whatever happens)")
 	flags.StringVar(&o.Wait, "wait", "both", "closed: wait for the ack, the delivery or both")
 	flags.Float64Var(&o.Rate, "rate", 500, "open: messages a second")
+	flags.Float64Var(&o.Starts, "starts", 0, "direct: beside the messages, apps that are opened a second: list of conversations, profiles, newest messages")
 	flags.DurationVar(&o.Warmup, "warmup", 3*time.Second, "direct: load that is not measured, at first")
 	flags.DurationVar(&o.Duration, "duration", 15*time.Second, "direct: the measured time")
 	flags.IntVar(&o.Size, "size", 100, "direct: bytes of a message's text")

@@ -81,6 +81,7 @@ func (c *course) direct(ctx context.Context) error {
 	}
 	c.gather(outcomes)
 	c.report.used(used.before, used.after)
+	c.report.cached(used.cachesBefore, used.cachesAfter)
 	c.report.ClientCPUSeconds = round(c.report.ClientCPUSeconds, 3)
 	if c.report.AckedIn > 0 {
 		c.report.ClientMicros = round(c.report.ClientCPUSeconds/float64(c.report.AckedIn)*1e6, 1)
@@ -122,7 +123,9 @@ func (c *course) judge(ctx context.Context) error {
 // used is two samples of the server processes.
 type used struct {
 	before, after map[string]Usage
-	err           error
+	// cachesBefore and cachesAfter are the servers' own counts.
+	cachesBefore, cachesAfter map[string]CacheUse
+	err                       error
 }
 
 // sampleBetween samples the server processes at two instants; when loading ends, at once.
@@ -131,10 +134,15 @@ func (c *course) sampleBetween(ctx, loading context.Context, from, until time.Ti
 	go func() {
 		var u used
 		_ = sleepUntil(loading, from)
-		u.before, u.err = c.watched.sample(ctx, false)
+		if u.before, u.err = c.watched.sample(ctx, false); u.err == nil {
+			u.cachesBefore, u.err = c.watched.caches(ctx)
+		}
 		if u.err == nil {
 			_ = sleepUntil(loading, until)
 			u.after, u.err = c.watched.sample(ctx, true)
+		}
+		if u.err == nil {
+			u.cachesAfter, u.err = c.watched.caches(ctx)
 		}
 		done <- u
 	}()

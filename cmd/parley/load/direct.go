@@ -95,6 +95,9 @@ func (r *run) direct(ctx context.Context, at time.Time) error {
 	loading, loaded := context.WithCancel(ctx)
 	defer loaded()
 	go func() { used <- cpuBetween(loading, from, until) }()
+	var starting sync.WaitGroup
+	defer starting.Wait()
+	starting.Go(func() { r.starts(ctx, loading, at, until) })
 	r.sending.Store(true)
 	if r.plant.running != nil {
 		time.AfterFunc(plantedAfter, func() { r.plant.running(r) })

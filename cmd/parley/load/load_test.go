@@ -17,9 +17,10 @@ import (
 
 func TestLoad(t *testing.T) {
 	t.Parallel()
-	s := startSystem(t, 460)
+	s := startSystem(t, 500)
 	t.Run("PairsThatTakeTurns", func(t *testing.T) { t.Parallel(); testClosed(t, s) })
 	t.Run("ARateOverTwoProcesses", func(t *testing.T) { t.Parallel(); testOpen(t, s) })
+	t.Run("AppsAreOpenedBeside", func(t *testing.T) { t.Parallel(); testStarts(t, s) })
 	t.Run("Silence", func(t *testing.T) { t.Parallel(); testIdle(t, s) })
 	t.Run("AnEntryThatAClientLostIsReported", func(t *testing.T) { t.Parallel(); testForgotten(t, s) })
 	t.Run("LostPushesAreRepaired", func(t *testing.T) { t.Parallel(); testDropped(t, s) })
@@ -47,6 +48,40 @@ func testClosed(t *testing.T, s *system) {
 	require.Positive(t, r.Processes["postgres"].RSS)
 	require.Positive(t, r.Processes[s.Admin].RSS)
 	require.Positive(t, r.ClientMicros)
+}
+
+// People who open the app read profiles and lists, which the servers have at hand.
+func testStarts(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(460)
+	o.Mode, o.Rate, o.Starts, o.Warmup = modeOpen, 10, 40, time.Second
+	r := runLoad(t, o, plant{})
+	require.Empty(t, r.Violations, r.Told)
+	require.Empty(t, r.Errors)
+	require.InDelta(t, 80, r.Start.Count, 4, "40 a second for two seconds")
+	require.Positive(t, r.StartsPerSecond)
+	profiles := r.Caches["user.profile"]
+	require.Greater(t, profiles.Requests, int64(100))
+	require.Greater(t, profiles.HitRate, 0.8, "profiles: %+v", r.Caches)
+	require.Positive(t, r.Caches["messaging.entry"].Hits)
+}
+
+func TestCachesOfSeveralProcesses(t *testing.T) {
+	t.Parallel()
+	all := map[string]CacheUse{}
+	for range 2 {
+		addCaches(all, []byte(`# TYPE cache_requests_total counter
+cache_requests_total{cache="user.profile",otel_scope_name="x",result="hit"} 7
+cache_requests_total{cache="user.profile",otel_scope_name="x",result="shared"} 1
+cache_requests_total{cache="user.profile",otel_scope_name="x",result="miss"} 2
+cache_requests_total{otel_scope_name="x",result="away",cache="b"} 1e+01
+cache_requests_totally{cache="c",result="hit"} 5
+`))
+	}
+	require.Equal(t, map[string]CacheUse{"user.profile": {Requests: 20, Hits: 16}, "b": {Requests: 20}}, all)
+	r := &Report{}
+	r.cached(map[string]CacheUse{"user.profile": {Requests: 10, Hits: 10}, "b": {Requests: 20}}, all)
+	require.Equal(t, map[string]CacheUse{"user.profile": {Requests: 10, Hits: 6, HitRate: 0.6}}, r.Caches)
 }
 
 func testOpen(t *testing.T, s *system) {
@@ -143,6 +178,8 @@ func testRenewed(t *testing.T, s *system) {
 	}
 	o := s.options(0)
 	o.UsersFile, o.Duration = filepath.Join(t.TempDir(), "short.jsonl"), 8*time.Second
+	// At a rate: pairs that take turns may be quicker than a gateway lets one socket be.
+	o.Mode, o.Rate = modeOpen, 200
 	require.NoError(t, crowd.Write(o.UsersFile, people, mint))
 	r := runLoad(t, o, plant{})
 	require.Empty(t, r.Violations, r.Told)

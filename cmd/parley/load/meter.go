@@ -83,6 +83,7 @@ type Counts struct {
 	Disconnects int64 `json:"disconnects"`
 	Renewed     int64 `json:"renewed"`
 	Syncs       int64 `json:"syncs"`
+	Starts      int64 `json:"starts"`
 	// Errors by code and reason, or by what broke a connection.
 	Errors map[string]int64 `json:"errors"`
 
@@ -90,17 +91,19 @@ type Counts struct {
 	Delivery latencies `json:"delivery"`
 	Refusal  latencies `json:"refusal"`
 	SyncTime latencies `json:"sync_time"`
+	// StartTime is that of all calls with which a client begins.
+	StartTime latencies `json:"start_time"`
 }
 
 func newCounts() *Counts {
-	return &Counts{Errors: map[string]int64{}, Ack: newLatencies(), Delivery: newLatencies(), Refusal: newLatencies(), SyncTime: newLatencies()}
+	return &Counts{Errors: map[string]int64{}, Ack: newLatencies(), Delivery: newLatencies(), Refusal: newLatencies(), SyncTime: newLatencies(), StartTime: newLatencies()}
 }
 
 // numbers are all plain counters, for adding up.
 func (c *Counts) numbers() []*int64 {
 	return []*int64{
 		&c.Sent, &c.Acked, &c.Refused, &c.Unknown, &c.Hinted, &c.Delivered, &c.Missed, &c.Doubled, &c.Holes,
-		&c.AckedIn, &c.DeliveredIn, &c.Disconnects, &c.Renewed, &c.Syncs,
+		&c.AckedIn, &c.DeliveredIn, &c.Disconnects, &c.Renewed, &c.Syncs, &c.Starts,
 	}
 }
 
@@ -117,6 +120,7 @@ func (c *Counts) add(other *Counts) {
 	c.Delivery.Merge(other.Delivery.Histogram)
 	c.Refusal.Merge(other.Refusal.Histogram)
 	c.SyncTime.Merge(other.SyncTime.Histogram)
+	c.StartTime.Merge(other.StartTime.Histogram)
 }
 
 func (c *Counts) reset() {
@@ -128,6 +132,7 @@ func (c *Counts) reset() {
 	c.Delivery.Reset()
 	c.Refusal.Reset()
 	c.SyncTime.Reset()
+	c.StartTime.Reset()
 }
 
 // meter counts for one client process: the second that runs, for the display, and the

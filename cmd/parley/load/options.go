@@ -52,7 +52,9 @@ type Options struct {
 	// Wait is what a closed loop waits for before the next message: ack, delivery or both.
 	Wait string `json:"wait"`
 	// Rate is messages a second of the open loop, over all processes.
-	Rate     float64       `json:"rate"`
+	Rate float64 `json:"rate"`
+	// Starts is how often a second somebody opens the app, over all processes.
+	Starts   float64       `json:"starts"`
 	Warmup   time.Duration `json:"warmup"`
 	Duration time.Duration `json:"duration"`
 	// Size of a message's text, in bytes.
@@ -86,6 +88,7 @@ func (o *Options) check() error { //nolint:cyclop // a list of rules, one a line
 		{o.Mode == modeClosed || o.Mode == modeOpen, "--mode: closed or open"},
 		{o.Wait == waitForAck || o.Wait == waitForDelivery || o.Wait == waitForBoth, "--wait: ack, delivery or both"},
 		{o.Mode != modeOpen || o.Rate > 0, "--rate: above 0"},
+		{o.Starts >= 0, "--starts: 0 or above"},
 		{o.Procs >= 1 && o.Procs <= mostProcs, "--procs: 1 to 64"},
 		{o.Dials >= 1, "--dials: 1 or more"},
 		{o.Size >= 1 && o.Size <= mostText, "--size: 1 to 4000"},

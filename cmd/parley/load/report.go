@@ -79,6 +79,9 @@ type Report struct {
 	Delivery Latency `json:"delivery"`
 	Refusal  Latency `json:"refusal"`
 	Sync     Latency `json:"sync"`
+	// Start is all that a client asks before it shows anything; StartsPerSecond happened.
+	Start           Latency `json:"start"`
+	StartsPerSecond float64 `json:"starts_per_second,omitempty"`
 
 	// PushesMissed came by ListEvents only; doubles and holes in pushes are repaired and are
 	// no fault in themselves.
@@ -101,6 +104,8 @@ type Report struct {
 
 	Processes map[string]*Process `json:"processes"`
 	Steps     []Step              `json:"steps,omitempty"`
+	// Caches are those of the servers of --metrics, by name.
+	Caches map[string]CacheUse `json:"caches,omitempty"`
 	// ClientCPUSeconds are of all client processes, ClientMicros per message.
 	ClientCPUSeconds float64 `json:"client_cpu_seconds"`
 	ClientMicros     float64 `json:"client_cpu_us_per_message,omitempty"`
@@ -132,7 +137,9 @@ func (r *Report) counted(c *Counts, seconds float64) {
 	r.PushesMissed, r.PushesDoubled, r.PushHoles = c.Missed, c.Doubled, c.Holes
 	r.Disconnects, r.Renewed, r.Errors = c.Disconnects, c.Renewed, c.Errors
 	r.Ack, r.Delivery, r.Refusal, r.Sync = latencyOf(c.Ack), latencyOf(c.Delivery), latencyOf(c.Refusal), latencyOf(c.SyncTime)
+	r.Start = latencyOf(c.StartTime)
 	if seconds > 0 {
+		r.StartsPerSecond = round(float64(c.Starts)/seconds, 1)
 		r.MessagesPerSecond = round(float64(c.AckedIn)/seconds, 1)
 		r.DeliveriesPerSecond = round(float64(c.DeliveredIn)/seconds, 1)
 	}
@@ -194,7 +201,7 @@ func (r *Report) print(out io.Writer) error {
 	for _, l := range []struct {
 		name string
 		of   Latency
-	}{{"ack", r.Ack}, {"delivery", r.Delivery}, {"refusal", r.Refusal}, {"sync", r.Sync}} {
+	}{{"ack", r.Ack}, {"delivery", r.Delivery}, {"refusal", r.Refusal}, {"sync", r.Sync}, {"start", r.Start}} {
 		if l.of.Count > 0 {
 			w.addf("%-12s p50 %.2f  p95 %.2f  p99 %.2f  p99.9 %.2f  max %.2f ms", l.name, l.of.P50, l.of.P95, l.of.P99, l.of.P999, l.of.Max)
 		}
@@ -203,6 +210,10 @@ func (r *Report) print(out io.Writer) error {
 		p := r.Processes[name]
 		w.addf("%-12s %.2f CPU s, %.4f per 1,000 messages; %.1f MiB resident (with children %.1f); %.0f bytes per connection",
 			name, p.CPUSeconds, p.CPUPerThousand, float64(p.RSS)/(1<<20), float64(p.PSS)/(1<<20), p.BytesPerConnection)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Caches)) {
+		c := r.Caches[name]
+		w.addf("cache        %-20s %.1f %% of %d", name, c.HitRate*100, c.Requests)
 	}
 	w.addf("client       %.2f CPU s, %.1f µs per message", r.ClientCPUSeconds, r.ClientMicros)
 	for _, name := range slices.Sorted(maps.Keys(r.Errors)) {
