@@ -64,6 +64,7 @@ var calm = []story{
 	{"RefreshGraceEnds", refreshGraceEnds, both, onlyFull},
 	{"DataIsExported", dataIsExported, both, allShapes},
 	{"AccountIsDeleted", accountIsDeleted, both, allShapes},
+	{"ACodeComesByMail", aCodeComesByMail, one, allShapes},
 	{"PlainHTTP", plainHTTP, both, allShapes},
 	{"JSONSocket", jsonSocket, both, allShapes},
 	{"GRPC", grpcCalls, both, allShapes},
