@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,6 +55,10 @@ func (s *Server) coded(ctx context.Context, procedure string, err error) *connec
 	}
 	if isCoded {
 		return s.foreign(ctx, procedure, err, own)
+	}
+	if isUnstorable(err) {
+		return Error(connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT,
+			"a text or a time in the request cannot be stored")
 	}
 	if isUnavailable(err) {
 		s.log.WarnContext(ctx, "a dependency is away", "procedure", procedure, "error", err)
@@ -133,6 +138,14 @@ func isOurVerdict(code connect.Code) bool {
 // details (the violations of a validation).
 func withDetailsOf(own *connect.Error) *connect.Error {
 	return edit(own, func(*errorv1.ErrorInfo) {})
+}
+
+// isUnstorable says whether PostgreSQL refused a value for what it is: a text with
+// a zero byte, which protobuf allows and no column takes, or a time beyond its
+// calendar. Both come from the request.
+func isUnstorable(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && slices.Contains([]string{"22021", "22P05", "22008"}, pg.Code)
 }
 
 // isUnavailable tells outages from faults: the database or the network is away,

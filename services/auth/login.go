@@ -47,10 +47,14 @@ func (s *Service) guess(ctx context.Context, subjects []subject, compare func() 
 	return err
 }
 
-// guessesAt are the subjects of guessing at something of an account.
+// guessesAt are the subjects of guessing at something of an account; without an account, of the address alone:
+// one count for all would let anybody use up everybody's.
 func (s *Service) guessesAt(ctx context.Context, what string, account uuid.UUID) []subject {
-	return append(s.addressSubject(ctx, what, s.loginAddressLimit),
-		subject{key: what + ":account:" + account.String(), limit: s.loginLimit, forgiven: true})
+	subjects := s.addressSubject(ctx, what, s.loginAddressLimit)
+	if account == uuid.Nil {
+		return subjects
+	}
+	return append(subjects, subject{key: what + ":account:" + account.String(), limit: s.loginLimit, forgiven: true})
 }
 
 // LogIn implements the RPC. An unknown account takes the same way as a known one, with a decoy for the

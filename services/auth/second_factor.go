@@ -70,7 +70,7 @@ func (s *Service) CompleteLogIn(ctx context.Context, req *authv1.CompleteLogInRe
 	if err != nil && !unknown {
 		return nil, fmt.Errorf("select challenge: %w", err)
 	}
-	// An unknown challenge counts against the address; the zero account is nobody's.
+	// An unknown challenge counts against the address alone.
 	var tokens *authv1.Tokens
 	err = s.guess(ctx, s.guessesAt(ctx, "factor", row.AccountID), func() error {
 		if unknown {
