@@ -8,9 +8,48 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/parleychat/parley/pkg/erasure"
+	"github.com/parleychat/parley/pkg/event"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
+	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/services/auth/internal/db"
 )
+
+// What people do at user and the record of auth tells of.
+const (
+	auditDeletionRequested = "account.deletion_requested"
+	auditDeletionCancelled = "account.deletion_cancelled"
+	auditDataExported      = "account.data_exported"
+)
+
+// listeners are the subscriptions of the service.
+func (s *Service) listeners() []event.Listener {
+	return []event.Listener{
+		erasure.Listener("auth", s.outbox, s.forget),
+		event.On("user", "user.deletion_requested", event.Once,
+			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserDeletionRequested) error {
+				return s.record(ctx, tx, auditDeletionRequested, e.GetUserId())
+			}),
+		event.On("user", "user.deletion_cancelled", event.Once,
+			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserDeletionCancelled) error {
+				return s.record(ctx, tx, auditDeletionCancelled, e.GetUserId())
+			}),
+		event.On("user", "user.data_exported", event.Once,
+			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserDataExported) error {
+				return s.record(ctx, tx, auditDataExported, e.GetUserId())
+			}),
+	}
+}
+
+// record writes an entry about what a person has done at another service. From where is not known here.
+func (s *Service) record(ctx context.Context, tx pgx.Tx, action, user string) error {
+	id, err := uuid.Parse(user)
+	if err != nil {
+		return fmt.Errorf("the person's id: %w", err)
+	}
+	return s.audit(ctx, db.New(tx), auditEntry{action: action, account: id, actor: actorSelf}, errorv1.Reason_REASON_UNSPECIFIED)
+}
 
 // forget is auth's part of deleting a person: every session ends, and the account goes with all that refers to
 // it, its names and addresses among it, which are free again. The row is deleted rather than emptied so that

@@ -15,6 +15,7 @@ import (
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	portabilityv1 "github.com/parleychat/parley/proto/gen/parley/portability/v1"
 	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 )
@@ -88,6 +89,25 @@ func TestForgetPerson(t *testing.T) {
 	nobody := uuid.NewString()
 	h.Deliver("user", "auth", event.New("user.deleted", nobody, 1, &userv1.UserDeleted{UserId: nobody}))
 	require.Len(t, h.Events("auth", "auth.person_forgotten"), 2)
+}
+
+// What a person does at user is in the record of auth, once.
+func TestTheRecordTellsOfDeletionsAndExports(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	id := register(t, client, "anna").GetUserId()
+	for _, ev := range []*eventv1.Event{
+		event.New("user.deletion_requested", uuid.NewString(), 1, &userv1.UserDeletionRequested{UserId: id}),
+		event.New("user.deletion_cancelled", uuid.NewString(), 2, &userv1.UserDeletionCancelled{UserId: id}),
+		event.New("user.data_exported", uuid.NewString(), 1, &userv1.UserDataExported{UserId: id}),
+	} {
+		h.Deliver("user", "auth", ev)
+		h.Deliver("user", "auth", ev)
+	}
+	var actions []string
+	require.NoError(t, h.DB("auth").QueryRow(t.Context(), `SELECT array_agg(action ORDER BY action) FROM audit
+		WHERE account_id = $1 AND actor = 'self' AND action LIKE 'account.d%'`, id).Scan(&actions))
+	require.Equal(t, []string{"account.data_exported", "account.deletion_cancelled", "account.deletion_requested"}, actions)
 }
 
 func TestExportPerson(t *testing.T) {

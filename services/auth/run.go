@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/parleychat/parley/pkg/erasure"
 	"github.com/parleychat/parley/pkg/job"
 	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/pkg/service"
@@ -79,10 +78,10 @@ func newService(ctx context.Context, rt *service.Runtime) (*Service, error) {
 		secrets: secrets, factors: factorSealer{keys.seal}, factorIssuer: cfg.SecondFactorIssuer,
 		policy: sessionPolicy{cfg.AccessTokenLife, cfg.SessionLife, cfg.SessionIdle}, issuer: cfg.Issuer, audience: cfg.Audience,
 		registerAwait: cfg.awaited(), gateways: gateways, mails: mails, mailer: newMailer(), oauth: oauth,
-		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit,
+		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit, actionLimit: cfg.ActionLimit,
 		codeSendLimit: cfg.CodeSendLimit, codeSendAddressLimit: cfg.CodeSendAddressLimit,
 		usernames:          usernamePolicy{every: cfg.UsernameEvery, hold: cfg.UsernameHold},
-		sessionsPerAccount: int32(cfg.SessionsPerAccount), auditRetention: cfg.AuditRetention, //nolint:gosec // at most 1000
+		sessionsPerAccount: int32(cfg.SessionsPerAccount), auditRetention: cfg.AuditRetention,
 	}, nil
 }
 
@@ -97,7 +96,7 @@ func (s *Service) serve(rt *service.Runtime) {
 	rt.Handle(authv1connect.NewUsernameServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewConfirmationServiceHandler(s, rt.Options()...))
 	rt.Handle(authv1connect.NewPortabilityServiceHandler(s, rt.Options()...))
-	rt.Listen(erasure.Listener("auth", s.outbox, s.forget))
+	rt.Listen(s.listeners()...)
 	rt.HandleHTTP("GET /.well-known/jwks.json", http.HandlerFunc(s.keySet))
 	rt.Go("mail", s.mails.Run)
 	rt.Go("mailer", s.runMailer)

@@ -1,6 +1,10 @@
 package user_test
 
 import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -187,6 +191,52 @@ func TestDeletionGoesOnAfterACrash(t *testing.T) {
 	h.Add(user.Definition())
 	require.Eventually(t, func() bool { return len(done(ledger(t, h, anna))) == 1 }, 30*time.Second, 50*time.Millisecond, "the next process does it")
 	require.Len(t, h.Events("user", "user.deleted"), 1)
+}
+
+// A service that does not report in time is named in the log, again and again.
+func TestLateServicesAreNamed(t *testing.T) {
+	t.Parallel()
+	var said lateLog
+	h, auth := startWith(t, servicetest.Options{Services: deployment, Log: slog.New(&said)})
+	anna := named(t, h, "anna", "Anna")
+	leave(t, h, auth, anna)
+	h.Clock.Advance(grace + time.Minute)
+	require.Eventually(t, func() bool { return len(done(ledger(t, h, anna))) == 1 }, 30*time.Second, 50*time.Millisecond, "user reports")
+	h.Deliver("auth", "user", forgotten("auth", anna))
+	require.Empty(t, said.late())
+	h.Clock.Advance(time.Hour + time.Minute)
+	require.Eventually(t, func() bool { return slices.Equal(said.late(), []string{"messaging"}) }, 30*time.Second, 50*time.Millisecond, "who is late")
+	h.Deliver("messaging", "user", forgotten("messaging", anna))
+	h.Clock.Advance(11 * time.Minute)
+	require.Never(t, func() bool { return len(said.late()) > 1 }, 3*time.Second, 100*time.Millisecond, "nobody is late any more")
+}
+
+// lateLog keeps which services were called late.
+type lateLog struct {
+	mu    sync.Mutex
+	names []string
+}
+
+func (l *lateLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l *lateLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *lateLog) WithGroup(string) slog.Handler            { return l }
+
+func (l *lateLog) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "late" {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.names = append(l.names, a.Value.String())
+		}
+		return true
+	})
+	return nil
+}
+
+func (l *lateLog) late() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.names)
 }
 
 func TestWithoutTheListOfServicesNobodyIsDeleted(t *testing.T) {

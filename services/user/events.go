@@ -25,6 +25,7 @@ const (
 	typeUserDeleted       = "user.deleted"
 	typeDeletionRequested = "user.deletion_requested"
 	typeDeletionCancelled = "user.deletion_cancelled"
+	typeDataExported      = "user.data_exported"
 )
 
 // firstVersion is the key_version of a key's first event.
@@ -63,6 +64,13 @@ func deletionRequested(request, id uuid.UUID, at, due time.Time) *eventv1.Event 
 func deletionCancelled(request, id uuid.UUID, at time.Time) *eventv1.Event {
 	return event.New(typeDeletionCancelled, request.String(), firstVersion+1, &userv1.UserDeletionCancelled{
 		UserId: id.String(), CancelledAt: timestamppb.New(at),
+	})
+}
+
+// dataExported tells of an export, for the record that auth keeps.
+func dataExported(run, id uuid.UUID, at time.Time) *eventv1.Event {
+	return event.New(typeDataExported, run.String(), firstVersion, &userv1.UserDataExported{
+		UserId: id.String(), ExportedAt: timestamppb.New(at),
 	})
 }
 

@@ -99,7 +99,7 @@ func (s *Service) countExport(ctx context.Context, id uuid.UUID) error {
 	if err != nil {
 		return fmt.Errorf("make an export's id: %w", err)
 	}
-	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	return s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
 		if _, err := profileForUpdate(ctx, tx, id); err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func (s *Service) countExport(ctx context.Context, id uuid.UUID) error {
 		if err != nil {
 			return fmt.Errorf("note the export: %w", err)
 		}
-		return nil
+		return emit(dataExported(run, id, now))
 	})
 }
 

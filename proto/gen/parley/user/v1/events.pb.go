@@ -441,6 +441,60 @@ func (x *UserOffline) GetInvisible() bool {
 	return false
 }
 
+// UserDataExported: type user.data_exported, key the export's id. Somebody with
+// the person's session has begun to download what is stored about the person.
+type UserDataExported struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	ExportedAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=exported_at,json=exportedAt,proto3" json:"exported_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserDataExported) Reset() {
+	*x = UserDataExported{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserDataExported) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserDataExported) ProtoMessage() {}
+
+func (x *UserDataExported) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserDataExported.ProtoReflect.Descriptor instead.
+func (*UserDataExported) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UserDataExported) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserDataExported) GetExportedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExportedAt
+	}
+	return nil
+}
+
 var File_parley_user_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_events_proto_rawDesc = "" +
@@ -474,7 +528,11 @@ const file_parley_user_v1_events_proto_rawDesc = "" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12<\n" +
 	"\flast_seen_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastSeenAt\x12\x1c\n" +
-	"\tinvisible\x18\x03 \x01(\bR\tinvisibleB\xb9\x01\n" +
+	"\tinvisible\x18\x03 \x01(\bR\tinvisible\"h\n" +
+	"\x10UserDataExported\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12;\n" +
+	"\vexported_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"exportedAtB\xb9\x01\n" +
 	"\x12com.parley.user.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/user/v1;userv1\xa2\x02\x03PUX\xaa\x02\x0eParley.User.V1\xca\x02\x0eParley\\User\\V1\xe2\x02\x1aParley\\User\\V1\\GPBMetadata\xea\x02\x10Parley::User::V1b\x06proto3"
 
 var (
@@ -489,7 +547,7 @@ func file_parley_user_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_user_v1_events_proto_rawDescData
 }
 
-var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_parley_user_v1_events_proto_goTypes = []any{
 	(*UserCreated)(nil),           // 0: parley.user.v1.UserCreated
 	(*UserUpdated)(nil),           // 1: parley.user.v1.UserUpdated
@@ -498,20 +556,22 @@ var file_parley_user_v1_events_proto_goTypes = []any{
 	(*UserDeleted)(nil),           // 4: parley.user.v1.UserDeleted
 	(*UserOnline)(nil),            // 5: parley.user.v1.UserOnline
 	(*UserOffline)(nil),           // 6: parley.user.v1.UserOffline
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*UserDataExported)(nil),      // 7: parley.user.v1.UserDataExported
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_parley_user_v1_events_proto_depIdxs = []int32{
-	7, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
-	7, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
-	7, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
-	7, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
-	7, // 4: parley.user.v1.UserOnline.online_at:type_name -> google.protobuf.Timestamp
-	7, // 5: parley.user.v1.UserOffline.last_seen_at:type_name -> google.protobuf.Timestamp
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	8, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
+	8, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
+	8, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
+	8, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
+	8, // 4: parley.user.v1.UserOnline.online_at:type_name -> google.protobuf.Timestamp
+	8, // 5: parley.user.v1.UserOffline.last_seen_at:type_name -> google.protobuf.Timestamp
+	8, // 6: parley.user.v1.UserDataExported.exported_at:type_name -> google.protobuf.Timestamp
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_parley_user_v1_events_proto_init() }
@@ -525,7 +585,7 @@ func file_parley_user_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_user_v1_events_proto_rawDesc), len(file_parley_user_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -47,7 +47,7 @@ type ExportServiceClient interface {
 	//
 	// Reasons: CONFIRMATION_REQUIRED (failed_precondition) as in RequestDeletion;
 	// RATE_LIMITED after five in a day; OVERLOADED; UNAVAILABLE when a service
-	// cannot be asked; USER_NOT_FOUND.
+	// cannot be asked; USER_NOT_FOUND. Emits user.data_exported when it begins.
 	ExportData(context.Context, *v1.ExportDataRequest) (*connect.ServerStreamForClient[v1.ExportDataResponse], error)
 }
 
@@ -90,7 +90,7 @@ type ExportServiceHandler interface {
 	//
 	// Reasons: CONFIRMATION_REQUIRED (failed_precondition) as in RequestDeletion;
 	// RATE_LIMITED after five in a day; OVERLOADED; UNAVAILABLE when a service
-	// cannot be asked; USER_NOT_FOUND.
+	// cannot be asked; USER_NOT_FOUND. Emits user.data_exported when it begins.
 	ExportData(context.Context, *v1.ExportDataRequest, *connect.ServerStream[v1.ExportDataResponse]) error
 }
 
