@@ -70,6 +70,10 @@ type auditEntry struct {
 	details map[string]string
 	// from is set where the call is over.
 	from origin
+	// always: it is done whatever the limit says. Nobody is kept from logging out.
+	always bool
+	// nothing is set when nothing has changed: there is nothing to record.
+	nothing bool
 }
 
 // audited are the refusals that leave an entry: somebody had no right to what they tried. Mistakes of form and
@@ -86,12 +90,21 @@ var audited = map[errorv1.Reason]bool{
 }
 
 // act does something together with its entry in the record: both commit, or neither. do may complete the entry. If
-// do refuses, nothing of it has happened, and the refusal is recorded by itself.
+// do refuses, nothing of it has happened, and the refusal is recorded by itself. What people do to their own account
+// is limited by number, because each time leaves an entry.
 func (s *Service) act(ctx context.Context, e *auditEntry, do func(queries *db.Queries, emit emitFunc) error) error {
+	if caller := identity.From(ctx); !e.always && (caller.Kind != identity.User || caller.UserID == e.account) {
+		if err := s.attempts.count(ctx, subject{key: "actions:" + e.account.String(), limit: s.actionLimit}); err != nil {
+			return err
+		}
+	}
 	err := s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
 		queries := db.New(tx)
 		if err := do(queries, emit); err != nil {
 			return err
+		}
+		if e.nothing {
+			return nil
 		}
 		return s.audit(ctx, queries, *e, errorv1.Reason_REASON_UNSPECIFIED)
 	})

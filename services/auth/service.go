@@ -62,6 +62,7 @@ type Service struct {
 	loginLimit        int
 	loginAddressLimit int
 	registerLimit     int
+	actionLimit       int
 
 	codeSendLimit        int
 	codeSendAddressLimit int

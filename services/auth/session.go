@@ -167,7 +167,7 @@ func (s *Service) rotate(ctx context.Context, tx pgx.Tx, presented refreshToken,
 	case refreshInvalid:
 		return outcome, none, nil
 	case refreshReused:
-		if err := s.revoke(ctx, queries, presented.sessionID, emit); err != nil {
+		if _, err := s.revoke(ctx, queries, presented.sessionID, emit); err != nil {
 			return outcome, none, err
 		}
 		return outcome, none, s.audit(ctx, queries, auditEntry{
@@ -200,8 +200,11 @@ func (s *Service) rotate(ctx context.Context, tx pgx.Tx, presented refreshToken,
 // LogOut implements the RPC.
 func (s *Service) LogOut(ctx context.Context, _ *authv1.LogOutRequest) (*authv1.LogOutResponse, error) {
 	caller := identity.From(ctx)
-	err := s.act(ctx, &auditEntry{action: auditLogOut, account: caller.UserID, session: caller.SessionID}, func(queries *db.Queries, emit emitFunc) error {
-		return s.revoke(ctx, queries, caller.SessionID, emit)
+	entry := auditEntry{action: auditLogOut, account: caller.UserID, session: caller.SessionID, always: true}
+	err := s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
+		ended, err := s.revoke(ctx, queries, caller.SessionID, emit)
+		entry.nothing = !ended
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -210,16 +213,16 @@ func (s *Service) LogOut(ctx context.Context, _ *authv1.LogOutRequest) (*authv1.
 }
 
 // revoke ends a session. One that has ended already, or is not there, stays as it is and no event is emitted.
-func (s *Service) revoke(ctx context.Context, queries *db.Queries, sessionID uuid.UUID, emit emitFunc) error {
+func (s *Service) revoke(ctx context.Context, queries *db.Queries, sessionID uuid.UUID, emit emitFunc) (ended bool, err error) {
 	now := s.clock.Now()
 	accountID, err := queries.SessionRevoke(ctx, db.SessionRevokeParams{ID: sessionID, RevokedAt: now})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("revoke session: %w", err)
+		return false, fmt.Errorf("revoke session: %w", err)
 	}
-	return emit(sessionRevoked(sessionID, accountID, now))
+	return true, emit(sessionRevoked(sessionID, accountID, now))
 }
 
 // revokeAll ends the sessions of an account, except one or, with the zero id, none. The caller holds the account's
@@ -233,7 +236,7 @@ func (s *Service) revokeAll(ctx context.Context, queries *db.Queries, accountID,
 	if err := queries.ChallengesDrop(ctx, accountID); err != nil {
 		return 0, fmt.Errorf("drop challenges: %w", err)
 	}
-	return int32(len(ids)), emitRevoked(ids, accountID, now, emit) //nolint:gosec // bounded by SESSIONS_PER_ACCOUNT
+	return int32(len(ids)), emitRevoked(ids, accountID, now, emit)
 }
 
 func emitRevoked(ids []uuid.UUID, accountID uuid.UUID, at time.Time, emit emitFunc) error {

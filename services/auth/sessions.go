@@ -64,7 +64,7 @@ func (s *Service) ListSessions(ctx context.Context, req *authv1.ListSessionsRequ
 
 // RenameSession implements the RPC.
 func (s *Service) RenameSession(ctx context.Context, req *authv1.RenameSessionRequest) (*authv1.RenameSessionResponse, error) {
-	err := s.onSession(ctx, auditSessionRenamed, req.GetSessionId(), func(queries *db.Queries, id uuid.UUID, _ emitFunc) error {
+	err := s.onSession(ctx, &auditEntry{action: auditSessionRenamed}, req.GetSessionId(), func(queries *db.Queries, id uuid.UUID, _ emitFunc) error {
 		renamed, err := queries.SessionRename(ctx, db.SessionRenameParams{
 			DeviceName: req.GetDeviceName(), ID: id, AccountID: identity.From(ctx).UserID,
 		})
@@ -84,8 +84,11 @@ func (s *Service) RenameSession(ctx context.Context, req *authv1.RenameSessionRe
 
 // RevokeSession implements the RPC.
 func (s *Service) RevokeSession(ctx context.Context, req *authv1.RevokeSessionRequest) (*authv1.RevokeSessionResponse, error) {
-	err := s.onSession(ctx, auditLogOut, req.GetSessionId(), func(queries *db.Queries, id uuid.UUID, emit emitFunc) error {
-		return s.revoke(ctx, queries, id, emit)
+	entry := auditEntry{action: auditLogOut, always: true}
+	err := s.onSession(ctx, &entry, req.GetSessionId(), func(queries *db.Queries, id uuid.UUID, emit emitFunc) error {
+		ended, err := s.revoke(ctx, queries, id, emit)
+		entry.nothing = !ended
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -94,13 +97,14 @@ func (s *Service) RevokeSession(ctx context.Context, req *authv1.RevokeSessionRe
 }
 
 // onSession does something to a session of the caller's own, and records it.
-func (s *Service) onSession(ctx context.Context, action, rawID string, do func(queries *db.Queries, id uuid.UUID, emit emitFunc) error) error {
+func (s *Service) onSession(ctx context.Context, e *auditEntry, rawID string, do func(queries *db.Queries, id uuid.UUID, emit emitFunc) error) error {
 	me := identity.From(ctx).UserID
 	id, err := uuid.Parse(rawID)
 	if err != nil {
 		return fmt.Errorf("parse an id that was validated: %w", err)
 	}
-	return s.act(ctx, &auditEntry{action: action, account: me, session: id}, func(queries *db.Queries, emit emitFunc) error {
+	e.account, e.session = me, id
+	return s.act(ctx, e, func(queries *db.Queries, emit emitFunc) error {
 		mine, err := queries.SessionBelongs(ctx, db.SessionBelongsParams{ID: id, AccountID: me})
 		if err != nil {
 			return fmt.Errorf("select session: %w", err)
@@ -120,13 +124,15 @@ func (s *Service) RevokeAllSessions(ctx context.Context, req *authv1.RevokeAllSe
 		except = caller.SessionID
 	}
 	res := &authv1.RevokeAllSessionsResponse{}
-	err := s.act(ctx, &auditEntry{action: auditLogOutAll, account: caller.UserID}, func(queries *db.Queries, emit emitFunc) error {
+	entry := auditEntry{action: auditLogOutAll, account: caller.UserID, always: true}
+	err := s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
 		// A log-in that is under way commits before, and its session ends too, or begins after this.
 		if _, err := lockAccount(ctx, queries, caller.UserID); err != nil {
 			return err
 		}
 		var err error
 		res.Revoked, err = s.revokeAll(ctx, queries, caller.UserID, except, emit)
+		entry.nothing = res.GetRevoked() == 0
 		return err
 	})
 	if err != nil {

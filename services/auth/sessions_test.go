@@ -141,3 +141,18 @@ func TestSessionPages(t *testing.T) {
 	_, err = berta.sessions.ListSessions(t.Context(), &authv1.ListSessionsRequest{PageToken: res.GetNextPageToken()})
 	requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_PAGE_TOKEN_INVALID)
 }
+
+func TestActionsAreLimitedAndLoggingOutIsNot(t *testing.T) {
+	t.Parallel()
+	h, client := start(t, "PARLEY_AUTH_ACTION_LIMIT=5")
+	anna := newcomer(t, h, client, "anna")
+	limitedAfterFive(t, fine, func() error {
+		_, err := anna.sessions.RenameSession(t.Context(), &authv1.RenameSessionRequest{SessionId: anna.tokens.GetSessionId(), DeviceName: "phone"})
+		return err
+	})
+	_, err := logIn(t.Context(), client, "anna", password)
+	requireReason(t, err, connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+	_, err = anna.sessions.RevokeAllSessions(t.Context(), &authv1.RevokeAllSessionsRequest{})
+	require.NoError(t, err)
+	anna.ended(t)
+}

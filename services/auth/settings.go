@@ -34,6 +34,8 @@ type settings struct {
 	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"The same per client address; 0: no limit."`
 	RegisterLimit     int `env:"REGISTER_LIMIT" default:"100" min:"0" max:"100000" doc:"Registrations per 15 minutes and client address; 0: no limit."`
 
+	ActionLimit int `env:"ACTION_LIMIT" default:"300" min:"0" max:"100000" doc:"Log ins that succeed, and changes that people make to their own account, per 15 minutes and account; 0: no limit. Logging out is never limited."`
+
 	CodeSendLimit        int `env:"CODE_SEND_LIMIT" default:"5" min:"1" max:"1000" doc:"Mails with a code per 15 minutes, kind and account, and to one mailbox."`
 	CodeSendAddressLimit int `env:"CODE_SEND_ADDRESS_LIMIT" default:"20" min:"0" max:"100000" doc:"Mails with a code per 15 minutes and client address; 0: no limit."`
 

@@ -55,15 +55,15 @@ type AdminServiceClient interface {
 	// SetRole gives an account a role. It is in the tokens from their next refresh
 	// on; taking one away ends the account's sessions.
 	//
-	// Reasons: OWN_ACCOUNT, LAST_ADMIN (failed_precondition). Idempotent: the role
-	// that the account has changes nothing. Emits session.revoked for each session
+	// Reasons: OWN_ACCOUNT (failed_precondition), so that somebody remains who is an
+	// admin. Idempotent: the role that the account has changes nothing. Emits session.revoked for each session
 	// that ended.
 	SetRole(context.Context, *v1.SetRoleRequest) (*v1.SetRoleResponse, error)
 	// SuspendAccount ends all sessions of an account and refuses new ones, for good
 	// or until a time. A mail tells the person.
 	//
-	// Reasons: OWN_ACCOUNT, LAST_ADMIN (failed_precondition); INVALID_ARGUMENT for
-	// an end that has passed. Idempotent; another end or note replaces the one
+	// Reasons: OWN_ACCOUNT (failed_precondition); INVALID_ARGUMENT for an end that
+	// has passed. Idempotent; another end or note replaces the one
 	// before. Emits account.suspended, and session.revoked for each session that
 	// ended.
 	SuspendAccount(context.Context, *v1.SuspendAccountRequest) (*v1.SuspendAccountResponse, error)
@@ -186,15 +186,15 @@ type AdminServiceHandler interface {
 	// SetRole gives an account a role. It is in the tokens from their next refresh
 	// on; taking one away ends the account's sessions.
 	//
-	// Reasons: OWN_ACCOUNT, LAST_ADMIN (failed_precondition). Idempotent: the role
-	// that the account has changes nothing. Emits session.revoked for each session
+	// Reasons: OWN_ACCOUNT (failed_precondition), so that somebody remains who is an
+	// admin. Idempotent: the role that the account has changes nothing. Emits session.revoked for each session
 	// that ended.
 	SetRole(context.Context, *v1.SetRoleRequest) (*v1.SetRoleResponse, error)
 	// SuspendAccount ends all sessions of an account and refuses new ones, for good
 	// or until a time. A mail tells the person.
 	//
-	// Reasons: OWN_ACCOUNT, LAST_ADMIN (failed_precondition); INVALID_ARGUMENT for
-	// an end that has passed. Idempotent; another end or note replaces the one
+	// Reasons: OWN_ACCOUNT (failed_precondition); INVALID_ARGUMENT for an end that
+	// has passed. Idempotent; another end or note replaces the one
 	// before. Emits account.suspended, and session.revoked for each session that
 	// ended.
 	SuspendAccount(context.Context, *v1.SuspendAccountRequest) (*v1.SuspendAccountResponse, error)

@@ -56,7 +56,7 @@ type SessionServiceClient interface {
 	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
 	// RenameSession gives a session of the caller's another device name.
 	//
-	// Reasons: SESSION_NOT_FOUND (not_found). Idempotent; emits nothing.
+	// Reasons: SESSION_NOT_FOUND (not_found); RATE_LIMITED. Idempotent; emits nothing.
 	RenameSession(context.Context, *v1.RenameSessionRequest) (*v1.RenameSessionResponse, error)
 	// RevokeSession ends a session of the caller's, the current one included.
 	//
@@ -164,7 +164,7 @@ type SessionServiceHandler interface {
 	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
 	// RenameSession gives a session of the caller's another device name.
 	//
-	// Reasons: SESSION_NOT_FOUND (not_found). Idempotent; emits nothing.
+	// Reasons: SESSION_NOT_FOUND (not_found); RATE_LIMITED. Idempotent; emits nothing.
 	RenameSession(context.Context, *v1.RenameSessionRequest) (*v1.RenameSessionResponse, error)
 	// RevokeSession ends a session of the caller's, the current one included.
 	//
