@@ -152,8 +152,18 @@ func (c *conformance) fill() {
 		"$FORGED":   forger.token(p, time.Hour),
 		"$UUID":     uuid.NewString(),
 		"$LANE65":   strings.Repeat("l", maxLane+1),
+		"$CROWD":    crowd(c.gateway.cfg.Socket.Watches + 1),
 	}
 	c.revocations.Add(revoked.session, c.clock.Now())
+}
+
+// crowd is so many ids as a JSON array.
+func crowd(count int) string {
+	ids := make([]string, count)
+	for i := range ids {
+		ids[i] = `"` + uuid.NewString() + `"`
+	}
+	return "[" + strings.Join(ids, ",") + "]"
 }
 
 func (c *conformance) replace(text string) string {

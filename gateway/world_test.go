@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/gorilla/websocket"
 	"github.com/nats-io/nats.go"
+	"github.com/redis/rueidis"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/metric"
 	"go.uber.org/goleak"
@@ -81,6 +82,7 @@ type setup struct {
 	extra   map[string]http.Handler // services by name
 	keys    token.KeySource
 	meter   metric.MeterProvider
+	redis   rueidis.Client
 }
 
 type world struct {
@@ -128,11 +130,16 @@ func newWorld(t testing.TB, change ...func(*setup)) *world {
 	verifier := token.NewVerifier(s.keys, w.revocations, s.clock, issuer, audience)
 	w.gateway, err = New(t.Context(), s.cfg, Deps{
 		Dialer: w.services(s, verifier), NATS: w.conn, Verifier: verifier, Revocations: w.revocations,
-		Clock: s.clock, Log: log, Methods: s.methods, Meter: s.meter,
+		Clock: s.clock, Log: log, Methods: s.methods, Meter: s.meter, Redis: s.redis,
 	})
 	require.NoError(t, err)
 	w.run()
 	return w
+}
+
+// staticKeys verify the tokens of this world, for another gateway.
+func (w *world) staticKeys() token.KeySource {
+	return token.StaticKeys{keyID: w.key.Private.Public().(ed25519.PublicKey)}
 }
 
 // services starts what stands behind the gateway, in process or over HTTP/2.
