@@ -34,9 +34,9 @@ func (c *Cache[K, V]) look(ctx context.Context, keys []K, found map[K]V) looks[K
 	var out looks[K, V]
 	commands := make(rueidis.Commands, 0, len(keys))
 	for _, k := range keys {
-		commands = append(commands, c.redis.B().Get().Key(c.key(k)).Build())
+		commands = append(commands, pinned(c.redis.B().Get().Key(c.key(k)).Build()))
 	}
-	asking, cancel := context.WithTimeout(ctx, patience)
+	asking, cancel := context.WithTimeout(ctx, c.opts.Patience)
 	defer cancel()
 	hits := 0
 	for i, r := range c.redis.DoMulti(asking, commands...) {
@@ -148,6 +148,33 @@ func (c *Cache[K, V]) fill(ctx context.Context, keys []K, found map[K]V) error {
 	return nil
 }
 
+// keep loads keys whose values never change and puts them into Redis: whoever else
+// does the same at this moment puts the same.
+func (c *Cache[K, V]) keep(ctx context.Context, keys []K, found map[K]V) error {
+	loaded := make(map[K]V, len(keys))
+	if err := c.load(ctx, keys, loaded, miss); err != nil {
+		return err
+	}
+	maps.Copy(found, loaded)
+	commands := make(rueidis.Commands, 0, len(loaded))
+	for k, v := range loaded {
+		if raw := c.encoded(ctx, v); raw != nil {
+			commands = append(commands, pinned(c.redis.B().Set().Key(c.key(k)).Value(rueidis.BinaryString(raw)).Px(c.life()).Build()))
+		}
+	}
+	if len(commands) == 0 {
+		return nil
+	}
+	keeping, cancel := context.WithTimeout(ctx, c.opts.Patience)
+	defer cancel()
+	for _, r := range c.redis.DoMulti(keeping, commands...) {
+		if err := r.Error(); err != nil {
+			c.rest(keeping, err)
+		}
+	}
+	return nil
+}
+
 // take asks for a lease of each key. others have one of somebody else by now, or
 // it is not known whether they have ours: such a lease may come into effect after
 // the load has begun, and proves nothing.
@@ -160,10 +187,10 @@ func (c *Cache[K, V]) take(ctx context.Context, keys []K) (mine []leased[K, V], 
 		wanted[i] = l
 		// Known before Redis shows it to anybody.
 		c.flights[l.lease] = l.flight
-		commands[i] = c.redis.B().Set().Key(c.key(k)).Value(l.lease).Nx().Px(leaseLife).Build()
+		commands[i] = pinned(c.redis.B().Set().Key(c.key(k)).Value(l.lease).Nx().Px(leaseLife).Build())
 	}
 	c.mu.Unlock()
-	asking, cancel := context.WithTimeout(ctx, patience)
+	asking, cancel := context.WithTimeout(ctx, c.opts.Patience)
 	defer cancel()
 	for i, r := range c.redis.DoMulti(asking, commands...) {
 		err := r.Error()
@@ -193,13 +220,13 @@ func (c *Cache[K, V]) put(ctx context.Context, mine []leased[K, V], value func(l
 		return
 	}
 	// The caller may have gone; others wait for the lease.
-	filling, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	filling, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.opts.Patience)
 	defer cancel()
 	commands := make(rueidis.Commands, 0, len(mine))
 	for _, l := range mine {
 		raw := value(l)
-		commands = append(commands, c.redis.B().Eval().Script(fillScript).Numkeys(1).Key(c.key(l.key)).
-			Arg(l.lease, rueidis.BinaryString(raw), strconv.FormatInt(c.life().Milliseconds(), 10)).Build())
+		commands = append(commands, pinned(c.redis.B().Eval().Script(fillScript).Numkeys(1).Key(c.key(l.key)).
+			Arg(l.lease, rueidis.BinaryString(raw), strconv.FormatInt(c.life().Milliseconds(), 10)).Build()))
 	}
 	for _, r := range c.redis.DoMulti(filling, commands...) {
 		if err := r.Error(); err != nil {

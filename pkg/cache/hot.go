@@ -34,15 +34,19 @@ type Options[K comparable, V any] struct {
 	// change that was committed before it was called: the primary, no replica, and
 	// no transaction that began earlier. Of keys that do not exist nothing is kept.
 	Load func(ctx context.Context, keys []K) (map[K]V, error)
+	// Constant says that the value of a key never changes: then it needs no lease, and
+	// Invalidate only saves memory. May be false.
+	Constant bool
+	// Patience is the longest wait for Redis before the source is asked; may be 0:
+	// half a second. A server that is gone says so at once; this is for one that
+	// hangs.
+	Patience time.Duration
 	// Loads is how many calls of Load run at once in this process, also while Redis
 	// is away and all reads go to the source; may be 0: 32.
 	Loads int
 }
 
 const (
-	// patience is the longest wait for Redis before the source is asked. A server
-	// that is gone says so at once; this is for one that hangs.
-	patience = 500 * time.Millisecond
 	// pause is for how long Redis is left alone after it failed: otherwise every
 	// read would wait for a server that hangs.
 	pause = 500 * time.Millisecond
@@ -50,11 +54,12 @@ const (
 	warnEvery = 10 * time.Second
 	// leaseLife bounds how long a process that dies while it loads keeps others
 	// from filling the value. They load meanwhile; nobody waits.
-	leaseLife = 3 * time.Second
+	leaseLife = 5 * time.Second
 	// mostBytes of one value are kept; more is not worth its way through Redis.
 	mostBytes = 256 << 10
-	// defaultLoads is Options.Loads.
-	defaultLoads = 32
+	// The defaults of Options.
+	defaultLoads    = 32
+	defaultPatience = 500 * time.Millisecond
 )
 
 // What a key holds in Redis: a value, or the lease of the process that loads it,
@@ -129,6 +134,9 @@ func New[K comparable, V any](redis rueidis.Client, log *slog.Logger, opts Optio
 	if opts.Loads <= 0 {
 		opts.Loads = defaultLoads
 	}
+	if opts.Patience <= 0 {
+		opts.Patience = defaultPatience
+	}
 	m, err := newInstruments(opts.Name)
 	if err != nil {
 		return nil, fmt.Errorf("measure cache %s: %w", opts.Name, err)
@@ -169,7 +177,11 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 			return found, err
 		}
 	}
-	if len(looked.absent) > 0 {
+	if len(looked.absent) > 0 && c.opts.Constant {
+		if err := c.keep(ctx, looked.absent, found); err != nil {
+			return found, err
+		}
+	} else if len(looked.absent) > 0 {
 		if err := c.fill(ctx, looked.absent, found); err != nil {
 			return found, err
 		}
@@ -202,11 +214,11 @@ func (c *Cache[K, V]) Invalidate(ctx context.Context, keys ...K) error {
 
 // forget deletes keys and returns those of which it is not certain.
 func (c *Cache[K, V]) forget(ctx context.Context, keys []K) (left []K, err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Patience)
 	defer cancel()
 	commands := make(rueidis.Commands, 0, len(keys))
 	for _, k := range keys {
-		commands = append(commands, c.redis.B().Del().Key(c.key(k)).Build())
+		commands = append(commands, pinned(c.redis.B().Del().Key(c.key(k)).Build()))
 	}
 	for i, r := range c.redis.DoMulti(ctx, commands...) {
 		if e := r.Error(); e != nil {
@@ -215,6 +227,10 @@ func (c *Cache[K, V]) forget(ctx context.Context, keys []K) (left []K, err error
 	}
 	return left, err
 }
+
+// pinned keeps a command out of the client's pool: the one for clusters gives it
+// back while the writer of a connection that has just broken still reads it.
+func pinned(cmd rueidis.Completed) rueidis.Completed { return cmd.Pin() }
 
 func (c *Cache[K, V]) key(k K) string { return "cache:" + c.opts.Name + ":" + c.opts.Key(k) }
 
