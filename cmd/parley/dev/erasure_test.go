@@ -23,10 +23,12 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/parleychat/parley/cmd/parley/dev"
+	"github.com/parleychat/parley/pkg/cache"
 	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/identity"
 	"github.com/parleychat/parley/pkg/service"
 	"github.com/parleychat/parley/pkg/servicetest"
+	"github.com/parleychat/parley/pkg/testkit"
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
 	"github.com/parleychat/parley/proto/gen/parley/auth/v1/authv1connect"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -119,6 +121,7 @@ func TestEveryServiceForgetsWhoIsDeleted(t *testing.T) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Empty(c, found(t, h, canaries)) }, time.Minute, 500*time.Millisecond,
 		"the tables hold nothing any more")
 	require.Empty(t, told(t, h, canaries))
+	require.Empty(t, cached(t, canaries))
 
 	// The other's conversation is whole.
 	bertaNow := h.User(bertaID)
@@ -256,6 +259,31 @@ func told(t *testing.T, h *servicetest.Harness, texts []string) []string {
 			for _, text := range texts {
 				if raw, err := proto.Marshal(ev); err != nil || bytes.Contains(bytes.ToLower(raw), bytes.ToLower([]byte(text))) {
 					hits = append(hits, ev.GetType()+" holds "+text)
+				}
+			}
+		}
+	}
+	return hits
+}
+
+// cached lists the keys in Redis that hold one of the texts in their name or their value. Other tests use the same
+// server; nobody else has these texts.
+func cached(t *testing.T, texts []string) []string {
+	t.Helper()
+	redis, err := cache.Open(testkit.Redis(t)+"?protocol=2&client_cache=0", "erasure-test")
+	require.NoError(t, err)
+	defer redis.Close()
+	var hits []string
+	for cursor, more := uint64(0), true; more; more = cursor != 0 {
+		page, err := redis.Do(t.Context(), redis.B().Scan().Cursor(cursor).Count(500).Build()).AsScanEntry()
+		require.NoError(t, err)
+		cursor = page.Cursor
+		for _, key := range page.Elements {
+			// A key of another type, or one that is gone, has no text of ours as its value.
+			value, _ := redis.Do(t.Context(), redis.B().Get().Key(key).Build()).ToString()
+			for _, text := range texts {
+				if strings.Contains(key+value, text) {
+					hits = append(hits, key)
 				}
 			}
 		}
