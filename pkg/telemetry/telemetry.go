@@ -187,8 +187,10 @@ func (t *Telemetry) setupMetrics(res *resource.Resource) error {
 	}
 	provider := metric.NewMeterProvider(metric.WithResource(res), metric.WithReader(exporter),
 		metric.WithCardinalityLimit(maxSeries),
-		metric.WithView(metric.NewView(metric.Instrument{Name: "rpc.server.call.duration"}, metric.Stream{
+		metric.WithView(metric.NewView(metric.Instrument{Name: "rpc.*.call.duration"}, metric.Stream{
 			Aggregation: metric.AggregationExplicitBucketHistogram{Boundaries: callSeconds},
+			// The rest says nothing more: the protocol, the address, the code again.
+			AttributeFilter: attribute.NewAllowKeysFilter("rpc.method", "rpc.response.status_code"),
 		})))
 	otel.SetMeterProvider(provider)
 	t.shutdown = append(t.shutdown, provider.Shutdown)

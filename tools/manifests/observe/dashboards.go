@@ -67,6 +67,11 @@ func gateway() Dashboard {
 			{Title: "From the commit to the socket (sampled)", Unit: "s", Limit: .05, Queries: three("gateway_message_delivery_seconds")},
 			{Title: "Losses, by cause", Unit: "short", Queries: []Query{{"sum by (cause) (increase(gateway_push_losses_total[15m]))", "{{cause}}"}}},
 		}},
+		{Title: "Presence", Panels: []Panel{
+			{Title: "Watches", Unit: "short", Queries: []Query{{"sum(gateway_watches)", "watches"}}},
+			{Title: "Left out for slow sockets", Unit: "ops", Queries: []Query{{"sum by (kind, superseded) (rate(gateway_ephemera_total[5m]))", "{{kind}} superseded: {{superseded}}"}}},
+			{Title: "Transitions", Unit: "ops", Queries: []Query{{"sum by (online) (rate(user_presence_transitions_total[5m]))", "online: {{online}}"}}},
+		}},
 		{Title: "Calls", Panels: []Panel{
 			{Title: "Calls by transport", Unit: "reqps", Stacked: true, Queries: []Query{{"sum by (transport) (rate(gateway_rpc_duration_seconds_count[5m]))", "{{transport}}"}}},
 			{Title: "Calls by code", Unit: "reqps", Queries: []Query{{`sum by (code) (rate(gateway_rpc_duration_seconds_count{code!~"ok|200"}[5m]))`, "{{code}}"}}},
@@ -134,6 +139,11 @@ func services() Dashboard {
 		{Title: "Caches and jobs", Panels: []Panel{
 			{Title: "Cache hits", Unit: "percentunit", Queries: []Query{{"parley:cache_hits:ratio5m", "{{cache}}"}}},
 			{Title: "Cache answers", Unit: "ops", Queries: []Query{{"sum by (cache, result) (rate(cache_requests_total[5m]))", "{{cache}} {{result}}"}}},
+			{Title: "Jobs: last success", Unit: "s", Queries: []Query{{"time() - max by (service, job_name) (job_last_success_timestamp_seconds)", "{{service}} {{job_name}}"}}},
+			{Title: "Jobs: p95", Unit: "s", Queries: []Query{{quantile(.95, "job_run_seconds", "service", "job_name"), "{{service}} {{job_name}}"}}},
+			{Title: "Rate limits", Unit: "ops", Queries: []Query{{"sum by (limit, result, by) (rate(limit_decisions_total[5m]))", "{{limit}} {{result}} {{by}}"}}},
+			{Title: "Mails", Unit: "ops", Queries: []Query{{"sum by (template, outcome) (rate(mail_messages_total[5m]))", "{{template}} {{outcome}}"}}},
+			{Title: "Mails that wait", Unit: "short", Limit: 100, Queries: []Query{{"max by (service) (mail_queue_messages)", "{{service}}"}}},
 			{Title: "Jobs in an hour", Unit: "short", Queries: []Query{{"sum by (service, job_name, outcome) (increase(job_runs_total[1h]))", "{{service}} {{job_name}} {{outcome}}"}}},
 		}},
 	}}
