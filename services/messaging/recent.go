@@ -50,7 +50,7 @@ func newRecent(queries *db.Queries, redis rueidis.Client, log *slog.Logger) (*re
 			// out a second time.
 			return fmt.Sprintf("%s:%d:%d", k.conversationID, k.seq, k.at)
 		},
-		Encode: encodeEntry, Decode: decodeEntry, Load: r.load,
+		Encode: encodeEntry, Decode: decodeEntry, Load: r.load, Constant: true,
 	})
 	return r, err
 }
