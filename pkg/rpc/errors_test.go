@@ -63,6 +63,7 @@ func handlerOutcomes() []outcome {
 		{name: "panic", call: asUser(idPanic), code: connect.CodeInternal, reason: errorv1.Reason_REASON_INTERNAL, logged: 1},
 		{name: "uncoded", call: asUser(idUncoded), code: connect.CodeInternal, reason: errorv1.Reason_REASON_INTERNAL, logged: 1},
 		{name: "dependency away", call: asUser(idOutage), code: connect.CodeUnavailable, reason: errorv1.Reason_REASON_UNAVAILABLE},
+		{name: "a value that no column takes", call: asUser(idUnstorable), code: connect.CodeInvalidArgument, reason: errorv1.Reason_REASON_INVALID_ARGUMENT},
 		{name: "callee away", call: asUser(idCallee), code: connect.CodeUnavailable, reason: errorv1.Reason_REASON_UNAVAILABLE},
 		{name: "callee refused us", call: asUser(idForeign), code: connect.CodeInternal, reason: errorv1.Reason_REASON_INTERNAL, logged: 1},
 		{name: "callee's verdict", call: asUser(idPassesOn), code: connect.CodePermissionDenied, reason: errorv1.Reason_REASON_SEND_NOT_ALLOWED},

@@ -14,6 +14,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -48,7 +49,10 @@ var (
 	idPassesOn = uuid.MustParse("00000000-0000-7000-8000-000000000008").String()
 )
 
-var idCallee = uuid.MustParse("00000000-0000-7000-8000-000000000009").String()
+var (
+	idCallee     = uuid.MustParse("00000000-0000-7000-8000-000000000009").String()
+	idUnstorable = uuid.MustParse("00000000-0000-7000-8000-00000000000a").String()
+)
 
 // people is a hand-made UserService.
 type people struct {
@@ -78,6 +82,8 @@ func (p *people) GetUser(ctx context.Context, req *userv1.GetUserRequest) (*user
 		return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED, "slow down"), 7*time.Second)
 	case idOutage:
 		return nil, fmt.Errorf("query: %w", &net.OpError{Op: "dial", Err: errors.New("connection refused to 10.1.2.3")})
+	case idUnstorable:
+		return nil, fmt.Errorf("insert: %w", &pgconn.PgError{Code: "22021", Message: "invalid byte sequence for encoding \"UTF8\": 0x00"})
 	case idForeign:
 		return nil, connect.NewWireError(connect.CodeUnauthenticated, errors.New("your service token stinks"))
 	case idPassesOn:
