@@ -158,7 +158,7 @@ func openRedis(ctx context.Context, url string, log *slog.Logger) (rueidis.Clien
 		log.WarnContext(ctx, "nobody who connects here will be seen online: there is no "+envPrefix+"REDIS_URL")
 		return nil, nil //nolint:nilnil // no Redis is a valid answer
 	}
-	client, err := cache.Open(url, "gateway")
+	client, err := cache.Open(url, "gateway") //nolint:contextcheck // lives until Close
 	if errors.Is(err, cache.ErrAway) {
 		log.WarnContext(ctx, "starting without Redis", "error", err)
 		return client, nil

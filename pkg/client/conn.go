@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -35,6 +36,8 @@ const (
 	// silence is how long the server may say nothing at all, not even a ping
 	// (every 25 s, by the protocol), before the connection is taken for dead.
 	silence = 75 * time.Second
+	// proof is how long a connection that is in doubt has to show that it lives.
+	proof = 5 * time.Second
 )
 
 // Config is how to reach a gateway and as whom.
@@ -46,6 +49,8 @@ type Config struct {
 	// OnPush gets every push, in the order of arrival, on the reader's goroutine: it
 	// must not block and must not call. A nil Push stands for Resync.
 	OnPush func(*realtimev1.Push)
+	// Device is what others are shown of this one when it is online.
+	Device realtimev1.DeviceKind
 	// NetDial replaces the TCP dialer, for source addresses and cut networks. Nil:
 	// the default one.
 	NetDial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -58,6 +63,9 @@ type Conn struct {
 	onPush  func(*realtimev1.Push)
 
 	writing sync.Mutex // one frame at a time
+	// heard is when the server last sent anything; probing says that a ping asks it to.
+	heard   atomic.Int64
+	probing atomic.Bool
 
 	mu     sync.Mutex
 	nextID uint32
@@ -92,7 +100,7 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	ready := c.expect(1)
 	go c.read()
 	if err := c.write(&realtimev1.ClientFrame{Id: 1, Frame: &realtimev1.ClientFrame_Authenticate{
-		Authenticate: &realtimev1.Authenticate{AccessToken: token},
+		Authenticate: &realtimev1.Authenticate{AccessToken: token, Device: cfg.Device},
 	}}); err != nil {
 		c.fail(err)
 		return nil, c.Err()
@@ -192,6 +200,7 @@ type Pending struct {
 	conn      *Conn
 	procedure string
 	id        uint32
+	sent      time.Time
 	answer    <-chan *realtimev1.ServerFrame
 }
 
@@ -208,16 +217,22 @@ func (c *Conn) Begin(ctx context.Context, procedure, lane string, req proto.Mess
 	if deadline, ok := ctx.Deadline(); ok {
 		call.TimeoutMs = uint32(min(max(time.Until(deadline).Milliseconds(), 1), math.MaxUint32))
 	}
+	sent := time.Now()
 	id, answer := c.send(&realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Call{Call: call}})
-	return &Pending{conn: c, procedure: procedure, id: id, answer: answer}, nil
+	return &Pending{conn: c, procedure: procedure, id: id, sent: sent, answer: answer}, nil
 }
 
 // Wait waits for the answer and fills res. Errors are those of Call.
 func (p *Pending) Wait(ctx context.Context, res proto.Message) error {
 	frame, err := p.conn.await(ctx, p.id, p.answer)
 	if err != nil {
+		p.conn.doubt(err, p.sent)
 		return err
 	}
+	return decodeReply(frame, p.procedure, res)
+}
+
+func decodeReply(frame *realtimev1.ServerFrame, what string, res proto.Message) error {
 	reply := frame.GetReply()
 	if reply == nil {
 		return connect.NewError(connect.CodeInternal, errors.New("the answer is no Reply"))
@@ -226,10 +241,62 @@ func (p *Pending) Wait(ctx context.Context, res proto.Message) error {
 		return replyError(e)
 	}
 	if err := proto.Unmarshal(reply.GetResponse(), res); err != nil {
-		return connect.NewError(connect.CodeInternal, fmt.Errorf("decode answer of %s: %w", p.procedure, err))
+		return connect.NewError(connect.CodeInternal, fmt.Errorf("decode answer of %s: %w", what, err))
 	}
 	return nil
 }
+
+// Watch changes whose presence is pushed to this connection, and returns that of
+// those who are added. Errors are those of Call.
+func (c *Conn) Watch(ctx context.Context, watch *realtimev1.Watch) (*realtimev1.Watched, error) {
+	sent := time.Now()
+	frame, err := c.roundTrip(ctx, &realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Watch{Watch: watch}})
+	if err != nil {
+		c.doubt(err, sent)
+		return nil, err
+	}
+	watched := &realtimev1.Watched{}
+	if err := decodeReply(frame, "watch", watched); err != nil {
+		return nil, err
+	}
+	return watched, nil
+}
+
+// doubt asks for a sign of life after something got no answer in its time and
+// nothing was heard since it was sent: a server that is frozen breaks no
+// connection. Without one the connection ends, and whoever uses it reconnects.
+func (c *Conn) doubt(err error, sent time.Time) {
+	if connect.CodeOf(err) != connect.CodeDeadlineExceeded || c.heard.Load() >= sent.UnixNano() || !c.probing.CompareAndSwap(false, true) {
+		return
+	}
+	go c.probe()
+}
+
+func (c *Conn) probe() {
+	defer c.probing.Store(false)
+	asked := time.Now().UnixNano()
+	timer := time.NewTimer(proof)
+	defer timer.Stop()
+	// The answer is of no use beyond being one: any frame will do.
+	id, answer := c.send(&realtimev1.ClientFrame{Frame: &realtimev1.ClientFrame_Ping{Ping: &realtimev1.Ping{}}})
+	select {
+	case <-answer:
+		return
+	case <-c.done:
+		return
+	case <-timer.C:
+	}
+	c.mu.Lock()
+	delete(c.open, id)
+	c.mu.Unlock()
+	if c.heard.Load() < asked {
+		c.fail(errNoSignOfLife)
+	}
+}
+
+// errNoSignOfLife is why a connection ended on which the server said nothing, not
+// even when it was asked to.
+var errNoSignOfLife = errors.New("the server gives no sign of life")
 
 func (c *Conn) roundTrip(ctx context.Context, frame *realtimev1.ClientFrame) (*realtimev1.ServerFrame, error) {
 	id, answer := c.send(frame)
@@ -309,6 +376,7 @@ func (c *Conn) write(frame *realtimev1.ClientFrame) error {
 
 // awaitSilence (re)starts the time after which a silent server counts as gone.
 func (c *Conn) awaitSilence() {
+	c.heard.Store(time.Now().UnixNano())
 	_ = c.ws.SetReadDeadline(time.Now().Add(silence)) // fails only on a closed connection, which the reader sees itself
 }
 

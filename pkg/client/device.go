@@ -29,6 +29,8 @@ const (
 	tryTimeout = 5 * time.Second
 	// retryRenewal is the pause after a renewal that failed.
 	retryRenewal = 5 * time.Second
+	// askAgain is when those are asked for again whose presence was not known.
+	askAgain = 30 * time.Second
 	// eventsPage is how many entries one ListEvents asks for, the most it gives.
 	eventsPage = 200
 )
@@ -39,6 +41,12 @@ type DeviceConfig struct {
 	// OnEntry gets every entry of every conversation of the person, once and in
 	// order of seq, from the conversation's beginning. On the device's goroutine.
 	OnEntry func(*messagingv1.Entry)
+	// OnPresence gets the presence of those who are watched (Watch): as it is after
+	// each connect, and each change. On the device's goroutine.
+	OnPresence func(*realtimev1.Presence)
+	// OnTyping gets who writes and until when, which may be over already. On the
+	// reader's goroutine, like OnPush.
+	OnTyping func(*messagingv1.Typing)
 	// OnReset tells that the server's data is other than it was (a restored
 	// database): what OnEntry gave before is void, and it begins anew. On the
 	// device's goroutine.
@@ -66,11 +74,15 @@ type Device struct {
 	connected chan struct{} // closed while there is one
 	inbox     []*messagingv1.Entry
 	resync    bool
-	wake      chan struct{} // of size one: something is in the inbox
+	watched   []string               // whom the screen shows
+	rewatch   bool                   // the server has to be told
+	seen      []*realtimev1.Presence // pushed, not yet given to OnPresence
+	wake      chan struct{}          // of size one: something is in the inbox
 
 	// Owned by Run's goroutine.
 	cursor string
 	have   map[string]int64 // conversation → last seq accepted
+	shown  map[string]int64 // person → version of the presence given out
 }
 
 // NewDevice returns a device that knows nothing yet.
@@ -78,7 +90,7 @@ func NewDevice(cfg DeviceConfig) *Device {
 	if cfg.ReconnectCap <= 0 {
 		cfg.ReconnectCap = backoffCap
 	}
-	return &Device{cfg: cfg, connected: make(chan struct{}), wake: make(chan struct{}, 1), have: map[string]int64{}}
+	return &Device{cfg: cfg, connected: make(chan struct{}), wake: make(chan struct{}, 1), have: map[string]int64{}, shown: map[string]int64{}}
 }
 
 // Run connects and keeps connected until ctx ends; it returns ctx's error, or
@@ -122,6 +134,8 @@ func (d *Device) connect(ctx context.Context) (*Conn, error) {
 	defer d.mu.Unlock()
 	d.conn = conn
 	d.resync = true // subscribed by now: what Sync does not tell, a push will
+	d.rewatch = len(d.watched) > 0
+	d.seen = nil
 	close(d.connected)
 	return conn, nil
 }
@@ -147,6 +161,14 @@ func (d *Device) receive(push *realtimev1.Push) {
 	switch {
 	case push == nil:
 		d.resync = true
+		d.rewatch = len(d.watched) > 0
+	case push.GetPresence() != nil:
+		d.seen = append(d.seen, push.GetPresence())
+	case push.GetTyping() != nil:
+		if d.cfg.OnTyping != nil {
+			d.cfg.OnTyping(push.GetTyping())
+		}
+		return
 	case push.GetEntry() != nil:
 		d.inbox = append(d.inbox, push.GetEntry())
 	case push.GetConversation() != nil:
@@ -170,7 +192,13 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 	defer timer.Stop()
 	renewal := time.NewTimer(renewIn(conn.Welcome()))
 	defer renewal.Stop()
+	unknown := time.NewTimer(0)
+	defer unknown.Stop()
+	<-unknown.C
 	for {
+		if d.settleWatches(ctx, conn) {
+			unknown.Reset(spread(askAgain))
+		}
 		if err := d.settle(ctx, conn); err != nil {
 			if conn.Err() != nil {
 				return conn.Err()
@@ -190,6 +218,8 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 			d.demandSync()
 		case <-renewal.C:
 			renewal.Reset(d.renew(ctx, conn))
+		case <-unknown.C:
+			d.demandWatch()
 		case <-conn.Done():
 			return conn.Err()
 		case <-ctx.Done():
