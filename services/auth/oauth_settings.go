@@ -46,13 +46,42 @@ const (
 	facebookName = "facebook"
 )
 
+// faultFunc notes what is wrong with a variable.
+type faultFunc func(variable, format string, args ...any)
+
 // check tells what the tags cannot.
 func (s oauthSettings) check() error {
-	const prefix = "PARLEY_AUTH_OAUTH_"
 	var faults []error
-	fault := func(name, format string, args ...any) {
-		faults = append(faults, fmt.Errorf("%s%s: %s", prefix, name, fmt.Sprintf(format, args...)))
+	fault := func(variable, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("PARLEY_AUTH_OAUTH_%s: %s", variable, fmt.Sprintf(format, args...)))
 	}
+	s.checkIssuers(fault)
+	if (s.Google.ClientID == "") != (s.Google.ClientSecret == "") {
+		fault("GOOGLE_CLIENT_SECRET", "id and secret belong together")
+	}
+	if (s.Facebook.ClientID == "") != (s.Facebook.ClientSecret == "") {
+		fault("FACEBOOK_CLIENT_SECRET", "id and secret belong together")
+	}
+	if s.Google.ClientID != "" {
+		s.checkURL(fault, "GOOGLE_ISSUER", s.Google.Issuer)
+	}
+	if s.Facebook.ClientID != "" {
+		s.checkURL(fault, "FACEBOOK_DIALOG_URL", s.Facebook.DialogURL)
+		s.checkURL(fault, "FACEBOOK_GRAPH_URL", s.Facebook.GraphURL)
+	}
+	if s.enabled() && len(s.RedirectURIs) == 0 {
+		fault("REDIRECT_URIS", "missing; it has to be set with a provider")
+	}
+	for _, uri := range s.RedirectURIs {
+		if !redirectAllowed(uri) {
+			fault("REDIRECT_URIS", "%q has to be absolute, without a fragment, and https unless it leads to this device", uri)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// checkIssuers looks at the providers by name.
+func (s oauthSettings) checkIssuers(fault faultFunc) {
 	for name, issuer := range s.Issuers {
 		switch {
 		case !providerName.MatchString(name) || name == googleName || name == facebookName:
@@ -71,31 +100,13 @@ func (s oauthSettings) check() error {
 			}
 		}
 	}
-	if (s.Google.ClientID == "") != (s.Google.ClientSecret == "") {
-		fault("GOOGLE_CLIENT_SECRET", "id and secret belong together")
-	}
-	if (s.Facebook.ClientID == "") != (s.Facebook.ClientSecret == "") {
-		fault("FACEBOOK_CLIENT_SECRET", "id and secret belong together")
-	}
-	s.checkURL(fault, "GOOGLE_ISSUER", s.Google.Issuer)
-	s.checkURL(fault, "FACEBOOK_DIALOG_URL", s.Facebook.DialogURL)
-	s.checkURL(fault, "FACEBOOK_GRAPH_URL", s.Facebook.GraphURL)
-	if s.enabled() && len(s.RedirectURIs) == 0 {
-		fault("REDIRECT_URIS", "missing; it has to be set with a provider")
-	}
-	for _, uri := range s.RedirectURIs {
-		if !redirectAllowed(uri) {
-			fault("REDIRECT_URIS", "%q has to be absolute, without a fragment, and https unless it leads to this device", uri)
-		}
-	}
-	return errors.Join(faults...)
 }
 
 func (s oauthSettings) enabled() bool {
 	return s.Google.ClientID != "" || s.Facebook.ClientID != "" || len(s.Issuers) > 0
 }
 
-func (s oauthSettings) checkURL(fault func(string, string, ...any), variable, text string) {
+func (s oauthSettings) checkURL(fault faultFunc, variable, text string) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || (u.Scheme != "https" && (u.Scheme != "http" || !s.AllowPrivate)) {
 		fault(variable, "%q is no https URL", text)
