@@ -12,6 +12,7 @@ BIN := $(CURDIR)/bin
 BUF := node_modules/.bin/buf
 # The modules of the workspace, as folders. tools/ is outside of it on purpose:
 # what generators and linters need must not choose the versions that services link.
+comma := ,
 MODULES := proto pkg services gateway cmd/parley test/e2e
 UNIT := ./proto/... ./pkg/... ./services/... ./gateway/... ./cmd/parley/...
 E2E := ./test/e2e/...
@@ -21,6 +22,14 @@ RACE ?=
 TESTFLAGS ?=
 ARGS ?=
 race := $(if $(RACE),-race)
+# make test COVER=folder gathers what tools/cover reads. Each package counts
+# whatever test runs it; the counters are atomic because tests run side by side,
+# and so that data with and without the race detector fit together.
+COVER ?=
+COVERPKG := $(subst $() ,$(comma),$(addsuffix /...,$(addprefix github.com/parleychat/parley/,pkg services gateway cmd/parley)))
+cover = $(if $(COVER),-covermode=atomic -coverpkg=$(COVERPKG))
+# $(call gather,NAME): a folder of its own for each run, made before it.
+gather = $(if $(COVER),-args -test.gocoverdir=$(abspath $(COVER))/$(1))
 
 ##@ Everyday
 
@@ -40,13 +49,13 @@ test: test-unit test-e2e ## Run all tests: each package, then the whole system
 # what a test speaks to is not among go's inputs.
 .PHONY: test-unit
 test-unit: build-stack ## Run the tests of the packages
-	@$(with_stack) go test $(race) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT)
+	@$(if $(COVER),mkdir -p $(COVER)/unit;) $(with_stack) go test $(race) $(cover) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT) $(call gather,unit)
 
 # One package after the other: late looks like broken to both.
 # One package at a time: each starts whole systems, and late looks like broken.
 .PHONY: test-e2e
 test-e2e: build-parley build-stack ## Run the whole-system tests
-	@$(with_stack) go test -p=1 -count=1 -timeout=15m $(TESTFLAGS) $(E2E)
+	@$(if $(COVER),mkdir -p $(COVER)/e2e $(COVER)/programs; export PARLEY_E2E_COVER=$(abspath $(COVER))/programs PARLEY_E2E_COVERPKG=$(COVERPKG);) $(with_stack) go test $(cover) -p=1 -count=1 -timeout=15m $(TESTFLAGS) $(E2E) $(call gather,e2e)
 
 # RESULT=file keeps the raw figures.
 DURATION ?= 10m
@@ -57,6 +66,13 @@ chaos: build-stack ## Break the whole system at random, under load; DURATION=10m
 	@tools/postgres/ensure >/dev/null; \
 	PARLEY_CHAOS_DURATION=$(DURATION) PARLEY_CHAOS_SEED=$(SEED) PARLEY_CHAOS_RESULT=$(abspath $(RESULT)) \
 		go test -count=1 -timeout=24h -v -run '^TestChaos$$' ./test/e2e/chaos
+
+# The same tests once more, slower; .ci/run gathers while it tests.
+.PHONY: cover
+cover: ## Run all tests and say how much of the hand-written Go they have run
+	@rm -rf bin/cover
+	@$(MAKE) -k test COVER=bin/cover
+	@tools/cover bin/cover
 
 .PHONY: test-race
 test-race: ## Run the tests of the packages with the race detector

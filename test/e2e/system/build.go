@@ -25,6 +25,15 @@ var programs = []string{
 // where the tests watch for data races, so do the programs.
 const envPrograms = "PARLEY_E2E_PROGRAMS"
 
+// envCover names a folder where the programs leave which code they have run, those
+// that end in good order; envCoverPackages says of which packages. See `make cover`.
+const (
+	envCover         = "PARLEY_E2E_COVER"
+	envCoverPackages = "PARLEY_E2E_COVERPKG"
+)
+
+func coverage() string { return os.Getenv(envCover) }
+
 // Program returns the path of a program by its name.
 func Program(t testing.TB, name string) string {
 	t.Helper()
@@ -55,6 +64,10 @@ var built = sync.OnceValues(func() (string, error) {
 	if watchesRaces {
 		dir += "-race"
 		args = append(args, "-race")
+	}
+	if coverage() != "" {
+		dir += "-cover"
+		args = append(args, "-cover", "-covermode=atomic", "-coverpkg="+os.Getenv(envCoverPackages))
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("create %s: %w", dir, err)

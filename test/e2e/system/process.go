@@ -57,7 +57,7 @@ func newProcess(t testing.TB, dir, name, path string, args, env []string, admin 
 		log: filepath.Join(dir, name+".log"), out: filepath.Join(dir, name+".out"),
 		// Nothing of the caller's own settings reaches the product, save where the
 		// programs of PostgreSQL are.
-		env: append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "PGBIN=" + os.Getenv("PGBIN")}, env...),
+		env: append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "PGBIN=" + os.Getenv("PGBIN"), "GOCOVERDIR=" + coverage()}, env...),
 	}
 	t.Cleanup(func() {
 		p.Kill9()
