@@ -5,7 +5,8 @@
 // account.registered or by asking auth; it is told once, by user.created, in the same transaction; a
 // profile's version rises by one with every change, and each is told. Who was deleted stays as a profile
 // without anything to read, and never comes back; user.deleted is told once, when the grace period is over,
-// and the ledger holds from that moment which services have yet to forget.
+// and the ledger holds from that moment which services have yet to forget. What is told about who is online
+// carries a version that rises in the order of the commits; to others nothing shows what an invisible person does.
 //
 // It never makes up a person: an id that neither a profile nor auth knows is not found, and while auth
 // cannot be asked the answer is "unavailable", not "not found". A search never tells that somebody is hidden.
