@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -278,7 +277,7 @@ func TestSlowFirstFrames(t *testing.T) {
 			}()
 			_, _, err := c.ws.ReadMessage()
 			var closed *websocket.CloseError
-			require.True(t, errors.As(err, &closed), "%v", err)
+			require.ErrorAs(t, err, &closed)
 			require.Equal(t, closeAuthTimeout, closed.Code)
 		})
 	}

@@ -46,7 +46,8 @@ func seedServerFrames() []*realtimev1.ServerFrame {
 		push(&realtimev1.Push{Event: &realtimev1.Push_Conversation{Conversation: &messagingv1.Conversation{Id: "c", HeadSeq: math.MaxInt64}}}),
 		{Frame: &realtimev1.ServerFrame_Resync{Resync: &realtimev1.Resync{}}},
 		{Id: 1, Frame: &realtimev1.ServerFrame_Pong{Pong: &realtimev1.Pong{}}},
-		{Id: 2}, {},
+		{Id: 2},
+		{},
 	}
 }
 

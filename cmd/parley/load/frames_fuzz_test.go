@@ -28,7 +28,8 @@ func FuzzDecodeFrame(f *testing.F) {
 		{Id: 9, Frame: &realtimev1.ServerFrame_Reply{Reply: &realtimev1.Reply{Result: &realtimev1.Reply_Response{Response: response}}}},
 		{Id: 9, Frame: &realtimev1.ServerFrame_Reply{Reply: &realtimev1.Reply{Result: &realtimev1.Reply_Error{Error: &realtimev1.Error{Code: "aborted"}}}}},
 		{Id: 1, Frame: &realtimev1.ServerFrame_Welcome{Welcome: &realtimev1.Welcome{UserId: "u"}}},
-		{Frame: &realtimev1.ServerFrame_Resync{Resync: &realtimev1.Resync{}}}, {},
+		{Frame: &realtimev1.ServerFrame_Resync{Resync: &realtimev1.Resync{}}},
+		{},
 	} {
 		data, err := proto.Marshal(frame)
 		require.NoError(f, err)
