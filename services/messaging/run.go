@@ -43,11 +43,15 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 	if err != nil {
 		return err
 	}
+	typing, err := newTypists(rt.Redis, rt.Clock, rt.Log, cfg.TypingMembers)
+	if err != nil {
+		return err
+	}
 	s := &Service{
 		queries: db.New(rt.DB), recent: recent, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, pusher: push,
 		receipts: newReceipts(rt.Outbox, push, m, rt.Clock, rt.Log, cfg.ReceiptInterval),
 		syncs:    newSyncer(db.New(rt.DB), recent, m, cfg.SyncEpoch),
-		typing:   newTypists(rt.Redis, rt.Clock, rt.Log, cfg.TypingMembers),
+		typing:   typing,
 	}
 	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
 	for n := range cfg.Committers {

@@ -8,15 +8,13 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/google/uuid"
 	"github.com/redis/rueidis"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/identity"
-	"github.com/parleychat/parley/pkg/rpc"
-	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+	"github.com/parleychat/parley/pkg/limit"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 	"github.com/parleychat/parley/services/messaging/internal/db"
@@ -28,15 +26,11 @@ const (
 	// typingPause is the least time between two calls of one device for one
 	// conversation that say the same.
 	typingPause = 2 * time.Second
-	// typingRedis bounds the question whether that time is over. Redis being slow
-	// must not hold up what is out of date in a moment.
-	typingRedis = 100 * time.Millisecond
 	// audienceLife is for how long members are remembered: so long may somebody who
 	// has left a conversation hear that others write in it. maxAudiences bounds the
-	// memory, maxPauses that of the calls of the last seconds.
+	// memory.
 	audienceLife = 10 * time.Second
 	maxAudiences = 20_000
-	maxPauses    = 50_000
 )
 
 // SetTyping implements the RPC.
@@ -50,7 +44,7 @@ func (s *Service) SetTyping(ctx context.Context, req *messagingv1.SetTypingReque
 	if err != nil {
 		return nil, err
 	}
-	if err := s.typing.pause(ctx, pauseKey{id, caller.SessionID, req.GetTyping()}); err != nil {
+	if err := s.typing.limit.Check(ctx, fmt.Sprintf("%s:%s:%t", id, caller.SessionID, req.GetTyping())); err != nil {
 		return nil, err
 	}
 	until := s.clock.Now()
@@ -67,17 +61,15 @@ func (p *pusher) typing(ctx context.Context, users []uuid.UUID, t *messagingv1.T
 	p.push(ctx, users, &realtimev1.Push{Event: &realtimev1.Push_Typing{Typing: t}})
 }
 
-// typists keeps what SetTyping needs to be cheap: who is in a conversation, and
-// who called a moment ago. Nothing of it is stored, and losing it does no harm.
+// typists keeps what SetTyping needs to be cheap: who is in a conversation. Nothing
+// of it is stored, and losing it does no harm.
 type typists struct {
-	redis rueidis.Client // nil: none
+	limit *limit.Limiter
 	clock clock.Clock
-	log   *slog.Logger
 	most  int // members, beyond which nobody is told
 
 	mu        sync.Mutex
 	audiences map[uuid.UUID]audience
-	pauses    map[pauseKey]time.Time
 }
 
 // audience is the members of a conversation.
@@ -93,17 +85,12 @@ type typist struct {
 	mute bool // what this one writes would not arrive
 }
 
-// pauseKey is what is limited: a device in a conversation, starting or stopping.
-type pauseKey struct {
-	conversation, session uuid.UUID
-	typing                bool
-}
-
-func newTypists(redis rueidis.Client, c clock.Clock, log *slog.Logger, most int) *typists {
-	return &typists{
-		redis: redis, clock: c, log: log, most: most,
-		audiences: map[uuid.UUID]audience{}, pauses: map[pauseKey]time.Time{},
+func newTypists(redis rueidis.Client, c clock.Clock, log *slog.Logger, most int) (*typists, error) {
+	pause, err := limit.New(redis, c, log, limit.Options{Name: "messaging.typing", Burst: 1, Every: typingPause, Away: limit.Local})
+	if err != nil {
+		return nil, fmt.Errorf("make the limit of typing: %w", err)
 	}
+	return &typists{limit: pause, clock: c, most: most, audiences: map[uuid.UUID]audience{}}, nil
 }
 
 // audience returns those who hear that the caller is writing: nobody where the
@@ -179,55 +166,4 @@ func muted(r db.TypingMembersRow) bool {
 	default:
 		return !r.MaySendHigh
 	}
-}
-
-// pause takes the one call that a device has in two seconds, or returns
-// RATE_LIMITED. All replicas count together, in Redis; while it is away each counts
-// for itself.
-func (t *typists) pause(ctx context.Context, key pauseKey) error {
-	if t.repeated(key) {
-		return errTypingTooOften
-	}
-	if t.redis == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, typingRedis)
-	defer cancel()
-	name := fmt.Sprintf("messaging:typing:%s:%s:%t", key.conversation, key.session, key.typing)
-	err := t.redis.Do(ctx, t.redis.B().Set().Key(name).Value("1").Nx().PxMilliseconds(typingPause.Milliseconds()).Build()).Error()
-	switch {
-	case rueidis.IsRedisNil(err):
-		return errTypingTooOften
-	case err != nil:
-		t.log.DebugContext(ctx, "typing is limited by this replica alone", "error", err)
-	}
-	return nil
-}
-
-var errTypingTooOften = rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED,
-	"once in two seconds is enough"), typingPause)
-
-// repeated notes the call and says whether this replica has had it a moment ago.
-func (t *typists) repeated(key pauseKey) bool {
-	now := t.clock.Now()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if until, known := t.pauses[key]; known && now.Before(until) {
-		return true
-	}
-	if len(t.pauses) >= maxPauses {
-		for old, until := range t.pauses {
-			if !now.Before(until) {
-				delete(t.pauses, old)
-			}
-		}
-	}
-	for old := range t.pauses { // still full: any one
-		if len(t.pauses) < maxPauses {
-			break
-		}
-		delete(t.pauses, old)
-	}
-	t.pauses[key] = now.Add(typingPause)
-	return false
 }
