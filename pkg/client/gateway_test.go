@@ -37,6 +37,11 @@ type gateway struct {
 	syncs   []string // the cursors asked with
 	sends   []string // the client ids of all tries
 
+	watches []*realtimev1.Watch
+	people  map[string]*realtimev1.Presence
+	// frozen is held while the server does nothing.
+	frozen sync.RWMutex
+
 	// The hooks below are set before the first connect.
 
 	// life is how long a welcome says that the token is good. 0: an hour.
@@ -47,6 +52,8 @@ type gateway struct {
 	// reset says in which Sync, from 1, the client is to drop its state.
 	reset int
 	calls map[string]int
+	// hang may hold a call up, and no other.
+	hang func(procedure string)
 }
 
 type socket struct {
@@ -78,6 +85,8 @@ func (g *gateway) serve(s *socket) {
 		if err != nil {
 			return
 		}
+		g.frozen.RLock()
+		g.frozen.RUnlock() //nolint:staticcheck // waits while it is frozen
 		var frame realtimev1.ClientFrame
 		if err := proto.Unmarshal(body, &frame); err != nil {
 			return
@@ -88,10 +97,29 @@ func (g *gateway) serve(s *socket) {
 			answer.Frame = &realtimev1.ServerFrame_Welcome{Welcome: g.welcome(s, f.Authenticate.GetAccessToken())}
 		case *realtimev1.ClientFrame_Ping:
 			answer.Frame = &realtimev1.ServerFrame_Pong{Pong: &realtimev1.Pong{}}
+		case *realtimev1.ClientFrame_Watch:
+			answer.Frame = &realtimev1.ServerFrame_Reply{Reply: g.watched(f.Watch)}
 		case *realtimev1.ClientFrame_Call:
+			if g.hang != nil {
+				go func() {
+					g.hang(f.Call.GetProcedure())
+					answer.Frame = &realtimev1.ServerFrame_Reply{Reply: g.call(f.Call)}
+					s.send(answer)
+				}()
+				continue
+			}
 			answer.Frame = &realtimev1.ServerFrame_Reply{Reply: g.call(f.Call)}
 		}
 		s.send(answer)
+	}
+}
+
+// freeze has the server do nothing more, or go on.
+func (g *gateway) freeze(frozen bool) {
+	if frozen {
+		g.frozen.Lock()
+	} else {
+		g.frozen.Unlock()
 	}
 }
 
@@ -145,6 +173,8 @@ func (g *gateway) call(call *realtimev1.Call) *realtimev1.Reply {
 		_ = proto.Unmarshal(call.GetRequest(), &req)
 		g.sends = append(g.sends, req.GetClientMessageId())
 		res = &messagingv1.SendMessageResponse{Seq: int64(n)}
+	case messagingv1connect.MessagingServiceSetTypingProcedure:
+		res = &messagingv1.SetTypingResponse{}
 	}
 	if g.refuse != nil {
 		if refused := g.refuse(call.GetProcedure(), n); refused != nil {
