@@ -21,19 +21,15 @@ import (
 )
 
 // admin asks an admin port.
-func admin(t assert.TestingT, method, url string) string {
-	req, err := http.NewRequest(method, url, nil) //nolint:noctx // the client has a timeout
-	if !assert.NoError(t, err) {
-		return ""
-	}
+func admin(t require.TestingT, method, url string) string {
+	req, err := http.NewRequest(method, url, nil)
+	require.NoError(t, err)
 	res, err := web.Do(req)
-	if !assert.NoError(t, err) {
-		return ""
-	}
+	require.NoError(t, err)
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
-	assert.NoError(t, err)
-	assert.Equal(t, http.StatusOK, res.StatusCode, "%s %s: %s", method, url, body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.StatusCode, "%s %s: %s", method, url, body)
 	return string(body)
 }
 
@@ -56,13 +52,13 @@ type step struct {
 }
 
 // steps are the steps of one trace over all processes.
-func steps(t assert.TestingT, sys *system.System, trace string) []step {
+func steps(t require.TestingT, sys *system.System, trace string) []step {
 	var all []step
 	for _, p := range sys.Processes() {
 		var list []struct {
 			Spans []step `json:"spans"`
 		}
-		assert.NoError(t, json.Unmarshal([]byte(admin(t, http.MethodGet, p.Admin()+"/debug/traces?format=json&trace="+trace)), &list))
+		require.NoError(t, json.Unmarshal([]byte(admin(t, http.MethodGet, p.Admin()+"/debug/traces?format=json&trace="+trace)), &list))
 		for _, one := range list {
 			all = append(all, one.Spans...)
 		}
@@ -98,13 +94,13 @@ func aMessageIsOneTrace(t *testing.T, sys *system.System) {
 }
 
 // traced lists the traces with a step of that name.
-func traced(t assert.TestingT, sys *system.System, name string) []string {
+func traced(t require.TestingT, sys *system.System, name string) []string {
 	var ids []string
 	for _, p := range sys.Processes() {
 		var list []struct {
 			ID string `json:"trace_id"`
 		}
-		assert.NoError(t, json.Unmarshal([]byte(admin(t, http.MethodGet, p.Admin()+"/debug/traces?format=json&limit=1000&name="+name)), &list))
+		require.NoError(t, json.Unmarshal([]byte(admin(t, http.MethodGet, p.Admin()+"/debug/traces?format=json&limit=1000&name="+name)), &list))
 		for _, one := range list {
 			ids = append(ids, one.ID)
 		}

@@ -54,6 +54,7 @@ func TestProcessesMakeOnePicture(t *testing.T) {
 		traces.Span{TraceID: "t1", ID: "3", Parent: "2", Name: "push", Start: start.Add(6 * time.Millisecond), Duration: time.Millisecond})
 	out, err := run(t, "--admin", gateway+","+messaging)
 	require.NoError(t, err)
+	//nolint:dupword // one step calls the next
 	require.Regexp(t, `(?s)^t1 .* 4 steps  gateway   SendMessage\n\ntrace t1   9\.00ms   4 steps`+
 		`.*gateway    SendMessage.*messaging    SendMessage.*messaging      push.*gateway          deliver`, out)
 	require.NotContains(t, out, "Sync", "only what has the name")
