@@ -9,5 +9,5 @@ import "syscall"
 func readable(fd uintptr) bool {
 	var one [1]byte
 	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK)
-	return err != syscall.EAGAIN && err != syscall.EINTR //nolint:errorlint // a bare number
+	return err != syscall.EAGAIN && err != syscall.EINTR
 }

@@ -85,8 +85,7 @@ func (g *gateway) serve(s *socket) {
 		if err != nil {
 			return
 		}
-		g.frozen.RLock()
-		g.frozen.RUnlock() //nolint:staticcheck // waits while it is frozen
+		g.thaw()
 		var frame realtimev1.ClientFrame
 		if err := proto.Unmarshal(body, &frame); err != nil {
 			return
@@ -112,6 +111,12 @@ func (g *gateway) serve(s *socket) {
 		}
 		s.send(answer)
 	}
+}
+
+// thaw waits while the server is frozen.
+func (g *gateway) thaw() {
+	g.frozen.RLock()
+	defer g.frozen.RUnlock()
 }
 
 // freeze has the server do nothing more, or go on.

@@ -13,6 +13,6 @@ type settings struct {
 	ReceiptInterval time.Duration `env:"RECEIPT_INTERVAL" default:"500ms" min:"1ms" max:"1s" doc:"For how long watermarks are gathered before they are stored."`
 	// An operator raises it after restoring a backup that no other sign of the
 	// database tells: every client then starts Sync from the beginning.
-	SyncEpoch int64 `env:"SYNC_EPOCH" default:"0" min:"0" doc:"Raise it by one after restoring a backup into the same database cluster."`
-	TypingMembers int `env:"TYPING_MEMBERS" default:"100" min:"2" max:"1000" doc:"In conversations of more members nobody is told who is writing."`
+	SyncEpoch     int64 `env:"SYNC_EPOCH" default:"0" min:"0" doc:"Raise it by one after restoring a backup into the same database cluster."`
+	TypingMembers int   `env:"TYPING_MEMBERS" default:"100" min:"2" max:"1000" doc:"In conversations of more members nobody is told who is writing."`
 }
