@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +27,7 @@ func startBare(t testing.TB, of people) people {
 	if err := l.Close(); err != nil {
 		t.Fatalf("find a port: %v", err)
 	}
-	cmd := exec.Command(system.Program(t, "bare"), "-listen", address) //nolint:noctx // interrupted below
+	cmd := exec.Command(system.Program(t, "bare"), "-listen", address)
 	separator := "?"
 	if strings.Contains(database.AdminURL(), "?") {
 		separator = "&"
@@ -59,7 +58,7 @@ func startBare(t testing.TB, of people) people {
 
 // cpuModel names the processor, for the record.
 func cpuModel() string {
-	raw, _ := os.ReadFile(filepath.Join("/proc", "cpuinfo")) // unknown elsewhere
+	raw, _ := os.ReadFile("/proc/cpuinfo") // unknown elsewhere
 	for line := range strings.Lines(string(raw)) {
 		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
 			return strings.TrimSpace(value)

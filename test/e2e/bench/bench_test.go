@@ -39,16 +39,16 @@ const (
 
 // plan is how much is measured.
 type plan struct {
-	judged                  bool // the figures too
-	rounds                  int
-	seconds                 int
-	pairs, silent, gateways int
-	crowd                   int // connections over three gateways
-	circle                  int // conversations of each silent person
-	settle                  int // seconds of silence before memory is measured
+	judged        bool // the figures too
+	rounds        int
+	seconds       int
+	pairs, silent int
+	crowd         int // connections over three gateways
+	circle        int // conversations of each silent person
+	settle        int // seconds of silence before memory is measured
 }
 
-func TestBench(t *testing.T) {
+func TestBench(t *testing.T) { //nolint:tparallel // one at a time, or they measure each other
 	t.Parallel()
 	p := plan{rounds: 1, seconds: 1, pairs: 4, silent: 60, crowd: 60, circle: 4, settle: 1}
 	if raw := os.Getenv(envSeconds); raw != "" {
@@ -86,7 +86,7 @@ func TestBench(t *testing.T) {
 		{"overload", (*measurer).overload},
 		{"crowd", (*measurer).crowdOverGateways},
 	} {
-		t.Run(one.name, func(t *testing.T) { //nolint:paralleltest // one at a time, or they measure each other
+		t.Run(one.name, func(t *testing.T) {
 			m.t = t
 			one.measure(m, t)
 		})

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -50,9 +49,10 @@ func main() {
 	listen := flag.String("listen", "", "host:port")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, *listen, os.Getenv("BARE_POSTGRES")); err != nil {
-		slog.Error("bare", "error", err)
+	err := run(ctx, *listen, os.Getenv("BARE_POSTGRES"))
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bare:", err)
 		os.Exit(1)
 	}
 }
