@@ -127,7 +127,7 @@ func serve(ctx context.Context, def Definition, environ []string, logOut io.Writ
 		return err
 	}
 	defer bus.Close()
-	redis, err := openRedis(c.RedisURL, def.Name, log)
+	redis, err := openRedis(c.RedisURL, def.Name, log) //nolint:contextcheck // the client ends by Close
 	if err != nil {
 		return err
 	}

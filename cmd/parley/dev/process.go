@@ -206,6 +206,7 @@ func (p *process) startStack(ctx context.Context) error {
 	p.onStop(p.stack.Stop)
 	p.ready.Endpoints = p.stack.Endpoints()
 	// The embedded server speaks RESP2 and has no client-side caching.
+	//nolint:contextcheck // the client ends by Close
 	p.redis, err = cache.Open("redis://"+p.stack.Redis.Addr+"/0?protocol=2&client_cache=0", "parley")
 	if err != nil {
 		return err
