@@ -140,6 +140,13 @@ bench: build-stack ## Measure everything beside a yardstick and judge the figure
 	PARLEY_BENCH_SECONDS=$(SECONDS) PARLEY_BENCH_SEED=$(SEED) PARLEY_BENCH_RESULT=$(abspath $(RESULT)) \
 		go test -count=1 -timeout=3h -v -run '^TestBench$$' ./test/e2e/bench
 
+# TIME=5m lets each target run longer, ONLY=Token chooses some.
+TIME ?= 30s
+ONLY ?= .
+.PHONY: fuzz
+fuzz: build-stack ## Run every fuzz target for a while; TIME=30s ONLY=REGEX
+	@$(with_stack) env TIME=$(TIME) ONLY='$(ONLY)' tools/fuzz
+
 ##@ Before a commit
 
 .PHONY: verify
@@ -147,8 +154,9 @@ verify: lint drift breaking manifests ## Everything that CI runs
 	@$(MAKE) test RACE=1
 
 .PHONY: verify-full
-verify-full: lint drift breaking manifests ## verify, with the second shape and long properties
+verify-full: lint drift breaking manifests ## verify, with the second shape, long properties and a little of every fuzz target
 	@PARLEY_E2E_FULL=1 $(MAKE) test RACE=1
+	@$(MAKE) fuzz TIME=3s
 
 .PHONY: drift
 drift: bin/protoc-gen-go bin/protoc-gen-connect-go bin/printvalidate bin/sqlc $(BUF) ## Check that generated code and module files are what they would be made now
