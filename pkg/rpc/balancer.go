@@ -154,13 +154,20 @@ func (b *balancer) lookNow() {
 }
 
 // heldBody keeps a request's body open over a failed dial: a transport closes
-// the body of a request that it could not send.
+// the body of a request that it could not send. It knows whether a call waited for
+// the body: that of a proxied call is sent by a stranger, who could otherwise have
+// every endpoint put aside.
 type heldBody struct {
 	io.ReadCloser
-	read     atomic.Bool
 	attempts atomic.Int32 // attempts that have not closed it yet
 	released atomic.Bool
 	closed   sync.Once
+
+	mu      sync.Mutex
+	reading int       // reads under way
+	readAt  time.Time // when a read last ended; zero before the first one
+	ended   bool      // read to its end
+	failed  bool      // a read gave an error
 }
 
 func holdBody(r *http.Request) *heldBody {
@@ -193,7 +200,50 @@ func (h *heldBody) closeIfDone() {
 }
 
 // touched says whether some of the body may be gone.
-func (h *heldBody) touched() bool { return h != nil && h.read.Load() }
+func (h *heldBody) touched() bool {
+	if h == nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.reading > 0 || !h.readAt.IsZero()
+}
+
+// unreadable says that a read of the body gave an error.
+func (h *heldBody) unreadable() bool {
+	if h == nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failed
+}
+
+// late says that the rest of the body is waited for: it has no end yet, and the
+// endpoint was taking it until a moment ago.
+func (h *heldBody) late() bool {
+	if h == nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.ended && (h.reading > 0 || (!h.readAt.IsZero() && time.Since(h.readAt) < silence))
+}
+
+func (h *heldBody) began() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reading++
+}
+
+func (h *heldBody) got(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reading--
+	h.readAt = time.Now()
+	h.ended = h.ended || errors.Is(err, io.EOF)
+	h.failed = h.failed || (err != nil && !errors.Is(err, io.EOF))
+}
 
 type bodyAttempt struct {
 	held *heldBody
@@ -201,8 +251,10 @@ type bodyAttempt struct {
 }
 
 func (a *bodyAttempt) Read(p []byte) (int, error) {
-	a.held.read.Store(true)
-	return a.held.Read(p) //nolint:wrapcheck // io.EOF must stay bare
+	a.held.began()
+	n, err := a.held.Read(p)
+	a.held.got(err)
+	return n, err //nolint:wrapcheck // io.EOF must stay bare
 }
 
 func (a *bodyAttempt) Close() error {

@@ -109,7 +109,7 @@ func (e *endpoint) roundTrip(r *http.Request, body *heldBody) (*http.Response, e
 	switch {
 	case err == nil:
 		e.answered()
-	case inVain(r.Context(), time.Since(began)):
+	case inVain(r.Context(), time.Since(began), body):
 		e.failed()
 	default:
 		e.released()
@@ -118,13 +118,14 @@ func (e *endpoint) roundTrip(r *http.Request, body *heldBody) (*http.Response, e
 }
 
 // inVain says that a call that failed says something about the endpoint: the
-// connection broke, or nothing came in all the time that it had.
-func inVain(ctx context.Context, waited time.Duration) bool {
+// connection broke, or nothing came in all the time that it had. A body that
+// could not be read, or did not come to its end, is the caller's fault.
+func inVain(ctx context.Context, waited time.Duration, body *heldBody) bool {
 	switch ctx.Err() {
 	case nil:
-		return true
+		return !body.unreadable()
 	case context.DeadlineExceeded:
-		return waited >= silence
+		return waited >= silence && !body.unreadable() && !body.late()
 	default:
 		return false
 	}

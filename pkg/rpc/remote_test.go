@@ -27,6 +27,7 @@ type node struct {
 	srv   *http.Server
 	conns atomic.Int32 // that were ever opened
 	calls atomic.Int32
+	deaf  atomic.Bool // reads no body
 	block chan struct{}
 }
 
@@ -45,6 +46,10 @@ func startNode(t *testing.T, name, addr string) *node {
 		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n.calls.Add(1)
+			if n.deaf.Load() {
+				<-r.Context().Done()
+				return
+			}
 			body, _ := io.ReadAll(r.Body)
 			if r.URL.Path == "/wait" {
 				<-n.block
