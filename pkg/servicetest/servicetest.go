@@ -257,7 +257,7 @@ func (h *Harness) start(def service.Definition, l net.Listener) (*Instance, erro
 	var err error
 	in.Running, err = service.Start(h.ctx(), def, service.Deps{
 		Services: h.opts.Services,
-		Database: postgres.Config{URL: h.db.URL(def.Name), MaxConns: 16, ApplicationName: def.Name},
+		Database: postgres.Config{URL: h.db.URL(def.Name), MaxConns: 8, ApplicationName: def.Name},
 		Bus:      bus, Redis: redis, Dialer: h.dialer,
 		UserKeys: h.userKeys(), Issuer: Issuer, Audience: Audience, TokenLife: TokenLife,
 		Key: h.key(def.Name), Callers: h.callers(),

@@ -189,6 +189,9 @@ func (c cluster) arguments(port int) []string {
 	if c.volatile {
 		settings["fsync"], settings["synchronous_commit"], settings["full_page_writes"] = "off", "off", "off"
 		settings["max_wal_size"] = "256MB"
+		// One server for all packages: a test whose parallel parts wait for their turn keeps its pools, and go runs
+		// the next one meanwhile. 300 were not enough for two packages at once.
+		settings["max_connections"] = "1500"
 	}
 	args := []string{"-D", c.data(), "-p", strconv.Itoa(port)}
 	for name, value := range settings {
