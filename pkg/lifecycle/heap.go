@@ -10,14 +10,15 @@ import (
 )
 
 const (
-	// heapRoom is what may be allocated between two collections, in bytes. Go's own
-	// rule gives as much room as there is live memory: little in a process that has
-	// just started to work, which then collects ten times a second, and too much in a
-	// gateway that holds the state of a hundred thousand silent sockets.
-	heapRoom = 64 << 20
+	// What may be allocated between two collections, in bytes: what the process
+	// allocates in a second, within these bounds. Go's own rule gives as much room as
+	// there is live memory: little in a process that has just started to work, which
+	// then collects ten times a second, and too much in a gateway that holds the state
+	// of a hundred thousand silent sockets.
+	heapRoom, mostRoom = 64 << 20, 256 << 20
 	// leastPercent bounds the work of the collector where live memory is far larger
 	// than the room, and mostPercent what a nearly empty heap may grow to.
-	leastPercent, mostPercent = 50, 800
+	leastPercent, mostPercent = 50, 1600
 
 	// calmTime is how long a process is calm before it gives back the room that it
 	// does not use; calm is to allocate less than calmBytes in it. Giving back costs
@@ -27,16 +28,19 @@ const (
 	spareBytes = heapRoom / 4
 )
 
-// TuneCollector makes the room between two garbage collections about the same
-// whatever the process holds, instead of proportional to it, and gives that room
-// back to the system while there is little to do, until ctx ends. GOGC in the
+// TuneCollector makes the room between two garbage collections follow what the
+// process does, instead of what it holds, and gives that room back to the system
+// while there is little to do, until ctx ends. GOGC in the
 // environment, if set, stays the rule; GOMEMLIMIT holds in any case. Call it once
 // per process.
 func TuneCollector(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
-	t := &collectorTuner{held: samples("/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes")}
+	t := &collectorTuner{
+		held: samples("/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes"), allocated: samples("/gc/heap/allocs:bytes"),
+		at: time.Now(),
+	}
 	t.adjust()
 	t.arm()
 	go giveBack(ctx)
@@ -50,11 +54,14 @@ func samples(names ...string) []metrics.Sample {
 	return list
 }
 
-// collectorTuner follows the size of the live heap. It runs after each collection,
-// on the one goroutine of the runtime's cleanups.
+// collectorTuner follows the size of the live heap and the pace of allocation. It
+// runs after each collection, on the one goroutine of the runtime's cleanups.
 type collectorTuner struct {
-	held    []metrics.Sample // what GOGC is a percentage of
-	percent int
+	held      []metrics.Sample // what GOGC is a percentage of
+	allocated []metrics.Sample // since the start
+	before    uint64           // allocated, at the last collection
+	at        time.Time        // of the last collection
+	percent   int
 }
 
 // arm has adjust called after the next collection, by an object that nobody holds.
@@ -72,12 +79,21 @@ func (t *collectorTuner) adjust() {
 	for _, s := range t.held {
 		held += s.Value.Uint64()
 	}
-	percent := min(max(int(heapRoom*100/max(held, 1)), leastPercent), mostPercent)
+	percent := min(max(int(t.room()*100/max(held, 1)), leastPercent), mostPercent)
 	// To set it stops the world for a moment: not for nothing.
 	if diff := percent - t.percent; diff*10 > t.percent || diff*10 < -t.percent {
 		t.percent = percent
 		debug.SetGCPercent(percent)
 	}
+}
+
+// room is what was allocated in a second since the last collection.
+func (t *collectorTuner) room() uint64 {
+	metrics.Read(t.allocated)
+	allocated, now := t.allocated[0].Value.Uint64(), time.Now()
+	perSecond := float64(allocated-t.before) / max(now.Sub(t.at).Seconds(), 1e-3)
+	t.before, t.at = allocated, now
+	return uint64(min(max(perSecond, heapRoom), mostRoom))
 }
 
 // giveBack returns free memory to the system in calm times.
