@@ -45,7 +45,9 @@ func newPresenceDesk(g *Gateway, deps Deps) (*presenceDesk, error) {
 		ask: rpc.NewRawClient(deps.Dialer.Backend("user"), userv1connect.PresenceServiceBatchGetPresenceProcedure, "proto"),
 	}
 	_, _ = rand.Read(d.secret[:]) // never fails, by its documentation
-	d.follower = &presence.Follower{Conn: deps.NATS, Log: deps.Log, Signal: d.tell, Loss: d.lost}
+	d.follower = &presence.Follower{
+		Conn: deps.NATS, Log: deps.Log, Signal: d.tell, Missing: d.missing, Recheck: d.recheck, Loss: d.lost,
+	}
 	if deps.Redis != nil {
 		d.reporter = presence.NewReporter(presence.ReporterConfig{
 			Redis: deps.Redis, NATS: deps.NATS, Log: deps.Log, Lease: g.cfg.PresenceLease,
@@ -113,6 +115,25 @@ func (d *presenceDesk) prepare(key uuid.UUID, p *realtimev1.Presence) *prepared 
 	return &prepared{payload: payload, at: time.Now(), kind: kindPresence, soft: &soft}
 }
 
+// missing writes down again who is connected here and not on the roll.
+func (d *presenceDesk) missing(user uuid.UUID) {
+	if d.reporter != nil && d.g.hub.connected(user) {
+		d.reporter.Changed(user)
+	}
+}
+
+// recheck has those who watch somebody ask again whether they may. Until then they
+// are told nothing: who has just been shut out sees nothing more from now on. The
+// client asks, because its token is what the answer depends on, and a Resync is
+// what makes every client watch anew. Many are not asked for at the same moment.
+func (d *presenceDesk) recheck(user, viewer uuid.UUID) {
+	window := d.g.cfg.Socket.ResyncWindow
+	if viewer != uuid.Nil {
+		window = 0
+	}
+	d.watches.doubt(user, viewer, func(c *connection) { c.resyncIn(d.g.spread(window)) })
+}
+
 // lost has all clients ask anew whom they watch.
 func (d *presenceDesk) lost() {
 	if now := time.Now(); now.Sub(d.lostAt) > lossPause {
@@ -147,6 +168,14 @@ next:
 		devices = append(devices, presence.Device{Session: c.session, Kind: c.device})
 	}
 	return devices
+}
+
+// connected says whether somebody has a socket here.
+func (h *hub) connected(user uuid.UUID) bool {
+	s := &h.users[shardOf(user)]
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.first[user] != nil
 }
 
 // eachUser visits the people of a shard of presence who are connected here, which

@@ -155,13 +155,16 @@ func (p *pending) nextWatches(before []uuid.UUID) map[uuid.UUID]bool {
 
 // look asks for people and has their watches told from then on. Whoever changed
 // between the answer and the watch is asked for once more; after that, what came
-// meanwhile comes as a push.
+// meanwhile comes as a push, or as a Resync (recheck).
 func (p *pending) look(ctx context.Context, header http.Header, list *watchList, people []uuid.UUID) (map[uuid.UUID]*realtimev1.Presence, error) {
 	seen := make(map[uuid.UUID]*realtimev1.Presence, len(people))
 	for range 2 {
 		var outdated []uuid.UUID
 		for len(people) > 0 {
 			n := min(len(people), askPeople)
+			for _, id := range people[:n] {
+				p.c.gw.presence.watches.ask(list, p.c.keyOf(id))
+			}
 			presences, err := p.ask(ctx, header, people[:n])
 			if err != nil {
 				return nil, err

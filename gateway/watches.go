@@ -40,12 +40,13 @@ type watchShard struct {
 // watchedPerson is somebody with at least one watcher.
 type watchedPerson struct {
 	key     uuid.UUID
-	version int64 // of what the watchers were told last
+	version int64 // of what all watchers were told last
 	first   uint32
 }
 
 // watchLink is one watch. socket has pendingWatch set until it is known whether the
-// watcher may see the person.
+// watcher may see the person, and doubtedWatch while all answers that are on their
+// way are older than a change of that.
 type watchLink struct {
 	socket, person uint32
 	next, previous uint32
@@ -53,6 +54,8 @@ type watchLink struct {
 
 const (
 	pendingWatch = 1 << 31
+	doubtedWatch = 1 << 30
+	socketMask   = doubtedWatch - 1
 	// A watch's name on its socket is its place in the slab and the shard above it.
 	refBits   = 28
 	refMask   = 1<<refBits - 1
@@ -168,7 +171,11 @@ func (w *watches) add(l *watchList, key uuid.UUID) bool {
 }
 
 // grant has a watch be told from now on. It returns whether something newer than
-// version was told to others meanwhile: then the watcher has to look again.
+// version was told to others meanwhile, or who may see whom has changed: then the
+// watcher has to look again.
+//
+// version is what this watcher knows, and the others do not: the signal that will
+// tell them may still be on its way. Only who watches alone is not told it again.
 func (w *watches) grant(l *watchList, key uuid.UUID, version int64) (outdated bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -184,12 +191,18 @@ func (w *watches) grant(l *watchList, key uuid.UUID, version int64) (outdated bo
 	if at < 0 {
 		return false
 	}
-	s.links.at(l.refs[at] & refMask).socket &^= pendingWatch
+	link := s.links.at(l.refs[at] & refMask)
+	if link.socket&doubtedWatch != 0 {
+		return true
+	}
+	link.socket &^= pendingWatch
 	p := s.people.at(person)
 	if p.version > version {
 		return true
 	}
-	p.version = version
+	if s.links.at(p.first).next == 0 {
+		p.version = version
+	}
 	return false
 }
 
@@ -249,7 +262,7 @@ func (w *watches) tell(key uuid.UUID, version int64, visit func(*connection)) {
 	for link := p.first; link != 0; {
 		at := s.links.at(link)
 		if at.socket&pendingWatch == 0 {
-			if c := w.sockets[at.socket]; c != nil {
+			if c := w.sockets[at.socket&socketMask]; c != nil {
 				visit(c)
 			}
 		}

@@ -266,8 +266,14 @@ func (x *Presence) GetVersion() int64 {
 // PresenceSignals is what the user service tells all gateways, on the bus. It is
 // never sent to a client.
 type PresenceSignals struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Signals       []*PresenceSignal      `protobuf:"bytes,1,rep,name=signals,proto3" json:"signals,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Signals []*PresenceSignal      `protobuf:"bytes,1,rep,name=signals,proto3" json:"signals,omitempty"`
+	// People of whom the roll knows nothing although they were told to be online,
+	// 16 bytes each: a gateway to which one of them is connected writes that one
+	// down again.
+	Missing [][]byte `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Who may see whom has changed.
+	Rechecks      []*PresenceRecheck `protobuf:"bytes,3,rep,name=rechecks,proto3" json:"rechecks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +315,77 @@ func (x *PresenceSignals) GetSignals() []*PresenceSignal {
 	return nil
 }
 
+func (x *PresenceSignals) GetMissing() [][]byte {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *PresenceSignals) GetRechecks() []*PresenceRecheck {
+	if x != nil {
+		return x.Rechecks
+	}
+	return nil
+}
+
+// PresenceRecheck says that the answer to whether somebody may see a person may
+// be another one than before. Gateways tell the watches concerned nothing more
+// until they have asked the user service again.
+type PresenceRecheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The person who is watched; 16 bytes.
+	UserId []byte `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Who watches; 16 bytes. Not set: everybody.
+	ViewerId      []byte `protobuf:"bytes,2,opt,name=viewer_id,json=viewerId,proto3" json:"viewer_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PresenceRecheck) Reset() {
+	*x = PresenceRecheck{}
+	mi := &file_parley_realtime_v1_presence_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PresenceRecheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PresenceRecheck) ProtoMessage() {}
+
+func (x *PresenceRecheck) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_realtime_v1_presence_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PresenceRecheck.ProtoReflect.Descriptor instead.
+func (*PresenceRecheck) Descriptor() ([]byte, []int) {
+	return file_parley_realtime_v1_presence_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PresenceRecheck) GetUserId() []byte {
+	if x != nil {
+		return x.UserId
+	}
+	return nil
+}
+
+func (x *PresenceRecheck) GetViewerId() []byte {
+	if x != nil {
+		return x.ViewerId
+	}
+	return nil
+}
+
 // PresenceSignal is one person's change.
 type PresenceSignal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -324,7 +401,7 @@ type PresenceSignal struct {
 
 func (x *PresenceSignal) Reset() {
 	*x = PresenceSignal{}
-	mi := &file_parley_realtime_v1_presence_proto_msgTypes[3]
+	mi := &file_parley_realtime_v1_presence_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +413,7 @@ func (x *PresenceSignal) String() string {
 func (*PresenceSignal) ProtoMessage() {}
 
 func (x *PresenceSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_realtime_v1_presence_proto_msgTypes[3]
+	mi := &file_parley_realtime_v1_presence_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +426,7 @@ func (x *PresenceSignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresenceSignal.ProtoReflect.Descriptor instead.
 func (*PresenceSignal) Descriptor() ([]byte, []int) {
-	return file_parley_realtime_v1_presence_proto_rawDescGZIP(), []int{3}
+	return file_parley_realtime_v1_presence_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PresenceSignal) GetUserId() []byte {
@@ -387,9 +464,14 @@ const file_parley_realtime_v1_presence_proto_rawDesc = "" +
 	"\flast_seen_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastSeenAt\x129\n" +
 	"\adevices\x18\x04 \x03(\v2\x1f.parley.realtime.v1.DeviceCountR\adevices\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x03R\aversion\"O\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\"\xaa\x01\n" +
 	"\x0fPresenceSignals\x12<\n" +
-	"\asignals\x18\x01 \x03(\v2\".parley.realtime.v1.PresenceSignalR\asignals\"\x8d\x01\n" +
+	"\asignals\x18\x01 \x03(\v2\".parley.realtime.v1.PresenceSignalR\asignals\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\fR\amissing\x12?\n" +
+	"\brechecks\x18\x03 \x03(\v2#.parley.realtime.v1.PresenceRecheckR\brechecks\"G\n" +
+	"\x0fPresenceRecheck\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\fR\x06userId\x12\x1b\n" +
+	"\tviewer_id\x18\x02 \x01(\fR\bviewerId\"\x8d\x01\n" +
 	"\x0ePresenceSignal\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\fR\x06userId\x122\n" +
 	"\x05shown\x18\x02 \x01(\v2\x1c.parley.realtime.v1.PresenceR\x05shown\x12.\n" +
@@ -419,29 +501,31 @@ func file_parley_realtime_v1_presence_proto_rawDescGZIP() []byte {
 }
 
 var file_parley_realtime_v1_presence_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_parley_realtime_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_parley_realtime_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_parley_realtime_v1_presence_proto_goTypes = []any{
 	(PresenceState)(0),            // 0: parley.realtime.v1.PresenceState
 	(DeviceKind)(0),               // 1: parley.realtime.v1.DeviceKind
 	(*DeviceCount)(nil),           // 2: parley.realtime.v1.DeviceCount
 	(*Presence)(nil),              // 3: parley.realtime.v1.Presence
 	(*PresenceSignals)(nil),       // 4: parley.realtime.v1.PresenceSignals
-	(*PresenceSignal)(nil),        // 5: parley.realtime.v1.PresenceSignal
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*PresenceRecheck)(nil),       // 5: parley.realtime.v1.PresenceRecheck
+	(*PresenceSignal)(nil),        // 6: parley.realtime.v1.PresenceSignal
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_parley_realtime_v1_presence_proto_depIdxs = []int32{
 	1, // 0: parley.realtime.v1.DeviceCount.kind:type_name -> parley.realtime.v1.DeviceKind
 	0, // 1: parley.realtime.v1.Presence.state:type_name -> parley.realtime.v1.PresenceState
-	6, // 2: parley.realtime.v1.Presence.last_seen_at:type_name -> google.protobuf.Timestamp
+	7, // 2: parley.realtime.v1.Presence.last_seen_at:type_name -> google.protobuf.Timestamp
 	2, // 3: parley.realtime.v1.Presence.devices:type_name -> parley.realtime.v1.DeviceCount
-	5, // 4: parley.realtime.v1.PresenceSignals.signals:type_name -> parley.realtime.v1.PresenceSignal
-	3, // 5: parley.realtime.v1.PresenceSignal.shown:type_name -> parley.realtime.v1.Presence
-	3, // 6: parley.realtime.v1.PresenceSignal.own:type_name -> parley.realtime.v1.Presence
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	6, // 4: parley.realtime.v1.PresenceSignals.signals:type_name -> parley.realtime.v1.PresenceSignal
+	5, // 5: parley.realtime.v1.PresenceSignals.rechecks:type_name -> parley.realtime.v1.PresenceRecheck
+	3, // 6: parley.realtime.v1.PresenceSignal.shown:type_name -> parley.realtime.v1.Presence
+	3, // 7: parley.realtime.v1.PresenceSignal.own:type_name -> parley.realtime.v1.Presence
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_parley_realtime_v1_presence_proto_init() }
@@ -455,7 +539,7 @@ func file_parley_realtime_v1_presence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_realtime_v1_presence_proto_rawDesc), len(file_parley_realtime_v1_presence_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
