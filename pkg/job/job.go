@@ -7,7 +7,8 @@
 // Invariants: one leader per service, by a row and not by a session lock, which
 // means nothing behind PgBouncer. A leader that cannot renew, or whose job does not
 // end, stops its jobs before another may take over. Liveness is judged by each replica's own
-// stopwatch, so clocks that differ or jump elect nobody.
+// stopwatch, so clocks that differ or jump elect nobody. Nor do they stop a job: one
+// that a clock far ahead has noted as run in the future is due at once.
 //
 // A job must bear being cut off at any point and run again, and in the worst
 // case (a process frozen longer than the lease) beside itself.
@@ -61,7 +62,7 @@ type Runner struct {
 	jobs    []Job
 	running bool
 	leading bool
-	done    map[string]time.Time // when each job last succeeded, if that is known
+	done    map[string]time.Time // when each job last succeeded or, before that, first started; if that is known
 }
 
 type options struct {
@@ -136,14 +137,16 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.running = true
 	jobs := r.jobs
 	r.mu.Unlock()
+	r.metrics.start(ctx, r.service, jobs)
 	defer r.measure(ctx)()
 	for ctx.Err() == nil {
-		if !r.acquire(ctx) {
+		asked, ok := r.acquire(ctx)
+		if !ok {
 			return nil
 		}
 		r.setLeading(true)
 		r.log.InfoContext(ctx, "leads the jobs")
-		r.lead(ctx, jobs)
+		r.lead(ctx, asked, jobs)
 		r.setLeading(false)
 		r.log.InfoContext(ctx, "leads the jobs no longer")
 	}
@@ -151,13 +154,14 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// lead runs jobs until ctx ends or the lease cannot be renewed.
-func (r *Runner) lead(ctx context.Context, jobs []Job) {
+// lead runs jobs until ctx ends or the lease, asked for at that time, cannot be
+// renewed.
+func (r *Runner) lead(ctx context.Context, asked time.Time, jobs []Job) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group errgroup.Group
 	group.Go(func() error {
-		r.renew(ctx)
+		r.renew(ctx, asked)
 		r.setLeading(false) // also while a job that does not end is waited for
 		cancel()
 		return nil
@@ -184,9 +188,12 @@ func (r *Runner) repeat(ctx context.Context, j Job, stepDown func()) {
 				r.log.WarnContext(ctx, "job waits: its last run cannot be read", "job", j.Name, "error", err)
 			}
 		}
-		if now := r.clock.Now(); known && !now.Before(due) {
-			r.runOnce(ctx, j, now, stepDown)
-			due = now.Add(j.pause())
+		// A start in the future was noted by a clock that was ahead, this one before
+		// it was set right or another's: nothing keeps a job longer than Every.
+		if now := r.clock.Now(); known && (!now.Before(due) || due.After(now.Add(j.Every))) {
+			if r.runOnce(ctx, j, now, stepDown) {
+				due = now.Add(j.pause())
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -207,14 +214,16 @@ func (j Job) timeout() time.Duration {
 	return max(j.Every, 10*time.Minute)
 }
 
-func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time, stepDown func()) {
+// runOnce tells whether the job began; one that did not is still due.
+func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time, stepDown func()) (began bool) {
 	// Noted before the work: a job that kills the process is not tried again at
 	// once by every replica in turn.
 	if err := r.noteStart(ctx, j.Name, now); err != nil {
 		if ctx.Err() == nil {
 			r.log.WarnContext(ctx, "job is put off: its start cannot be noted", "job", j.Name, "error", err)
+			r.metrics.putOff(ctx, r.service, j.Name)
 		}
-		return
+		return false
 	}
 	started := time.Now()
 	err := r.bounded(ctx, j, stepDown)
@@ -236,6 +245,7 @@ func (r *Runner) runOnce(ctx context.Context, j Job, now time.Time, stepDown fun
 	if nerr := r.noteEnd(ctx, j.Name, ended, err); nerr != nil && ctx.Err() == nil {
 		r.log.WarnContext(ctx, "end of job cannot be noted", "job", j.Name, "error", nerr)
 	}
+	return true
 }
 
 // bounded runs a job for its time. One that goes on after its context has ended

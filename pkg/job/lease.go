@@ -12,18 +12,20 @@ import (
 // leaseName is the one lease of a service.
 const leaseName = "jobs"
 
-// acquire waits until this process holds the lease; false says that ctx ended
-// first.
-func (r *Runner) acquire(ctx context.Context) bool {
+// acquire waits until this process holds the lease, and returns when it asked for
+// it: the answer may have been long on its way, and others count from the
+// statement. ok is false if ctx ended first.
+func (r *Runner) acquire(ctx context.Context) (asked time.Time, ok bool) {
 	ticker := time.NewTicker(r.opts.lease / 5)
 	defer ticker.Stop()
 	var seen int64 // the renewal that was last seen
 	var since time.Time
 	for ctx.Err() == nil {
+		asked = time.Now()
 		got, renewal, err := r.try(ctx, seen, !since.IsZero() && time.Since(since) >= r.opts.lease)
 		switch {
 		case got:
-			return true
+			return asked, true
 		case err != nil && ctx.Err() == nil:
 			r.log.WarnContext(ctx, "lease of jobs cannot be read", "error", err)
 			since = time.Time{} // what happened meanwhile is not known
@@ -32,11 +34,11 @@ func (r *Runner) acquire(ctx context.Context) bool {
 		}
 		select {
 		case <-ctx.Done():
-			return false
+			return asked, false
 		case <-ticker.C:
 		}
 	}
-	return false
+	return asked, false
 }
 
 // try takes the lease if it is free, was given back, or is dead: its renewal
@@ -65,19 +67,23 @@ func (r *Runner) try(ctx context.Context, seen int64, dead bool) (got bool, rene
 }
 
 // renew returns when the lease is lost or about to be: another replica waits for
-// its whole life, so two thirds of it leave time to stop.
-func (r *Runner) renew(ctx context.Context) {
+// its whole life since a renewal was asked for, so two thirds of it leave time to
+// stop. last is when the lease was asked for; no attempt lasts beyond the two
+// thirds.
+func (r *Runner) renew(ctx context.Context, last time.Time) {
 	ticker := time.NewTicker(r.opts.lease / 5)
 	defer ticker.Stop()
-	last := time.Now()
 	for {
+		safe := last.Add(r.opts.lease * 2 / 3)
 		select {
 		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(safe)):
 			return
 		case <-ticker.C:
 		}
 		asked := time.Now()
-		mine, err := r.renewOnce(ctx)
+		mine, err := r.renewOnce(ctx, safe)
 		switch {
 		case err == nil && mine:
 			last = asked
@@ -89,14 +95,13 @@ func (r *Runner) renew(ctx context.Context) {
 		default:
 			r.log.WarnContext(ctx, "lease of jobs cannot be renewed", "error", err)
 		}
-		if time.Since(last) > r.opts.lease*2/3 {
-			return
-		}
 	}
 }
 
-func (r *Runner) renewOnce(ctx context.Context) (mine bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, r.opts.lease/3)
+func (r *Runner) renewOnce(ctx context.Context, until time.Time) (mine bool, err error) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, r.opts.lease/3)
 	defer cancel()
 	tag, err := r.pool.Exec(ctx, `UPDATE job_lease SET renewal = renewal + 1, renewed_at = $3 WHERE name = $1 AND holder = $2`,
 		leaseName, r.holder, r.clock.Now())
@@ -122,7 +127,7 @@ func (r *Runner) release(ctx context.Context) {
 func (r *Runner) lastRun(ctx context.Context, name string) (time.Time, error) {
 	var at time.Time
 	var done *time.Time
-	err := r.pool.QueryRow(ctx, `SELECT started_at, CASE WHEN error = '' THEN ended_at END FROM job_run WHERE name = $1`, name).Scan(&at, &done)
+	err := r.pool.QueryRow(ctx, `SELECT started_at, succeeded_at FROM job_run WHERE name = $1`, name).Scan(&at, &done)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return time.Time{}, nil
 	}
@@ -132,10 +137,17 @@ func (r *Runner) lastRun(ctx context.Context, name string) (time.Time, error) {
 	return at, err
 }
 
+// noteStart also takes note of since when a job that never succeeded has not.
 func (r *Runner) noteStart(ctx context.Context, name string, at time.Time) error {
-	_, err := r.pool.Exec(ctx, `
-		INSERT INTO job_run (name, started_at) VALUES ($1, $2)
-		ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at, ended_at = NULL, error = ''`, name, at)
+	var since time.Time
+	err := r.pool.QueryRow(ctx, `
+		INSERT INTO job_run (name, started_at, succeeded_at) VALUES ($1, $2, $2)
+		ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at, ended_at = NULL, error = '',
+			succeeded_at = COALESCE(job_run.succeeded_at, excluded.succeeded_at)
+		RETURNING succeeded_at`, name, at).Scan(&since)
+	if err == nil {
+		r.succeeded(name, since)
+	}
 	return err
 }
 
@@ -144,6 +156,8 @@ func (r *Runner) noteEnd(ctx context.Context, name string, at time.Time, cause e
 	if cause != nil {
 		text = cause.Error()
 	}
-	_, err := r.pool.Exec(ctx, `UPDATE job_run SET ended_at = $2, error = $3 WHERE name = $1`, name, at, text)
+	_, err := r.pool.Exec(ctx, `
+		UPDATE job_run SET ended_at = $2, error = $3, succeeded_at = CASE WHEN $3 = '' THEN $2 ELSE succeeded_at END
+		WHERE name = $1`, name, at, text)
 	return err
 }

@@ -18,6 +18,7 @@ const (
 	outcomeDone   = "done"
 	outcomeFailed = "failed"
 	outcomeCutOff = "cut off"
+	outcomePutOff = "put off" // its start could not be noted; tried again at once
 )
 
 type metrics struct {
@@ -39,7 +40,7 @@ func newMetrics() (*metrics, error) {
 	m.leader, errs[2] = meter.Int64ObservableGauge("job_leader",
 		metric.WithDescription("1 where the jobs of the service run, 0 at its other replicas."))
 	m.success, errs[3] = meter.Float64ObservableGauge("job_last_success_timestamp_seconds", metric.WithUnit("s"),
-		metric.WithDescription("When a job last succeeded, in seconds since 1970; told by the leader."))
+		metric.WithDescription("When a job last succeeded or, before that, first started, in seconds since 1970; told by the leader."))
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("make metrics: %w", err)
 	}
@@ -58,6 +59,25 @@ func (m *metrics) ran(ctx context.Context, service, job, outcome string, took ti
 	of := ofJob(service, job)
 	m.took.Record(ctx, took.Seconds(), metric.WithAttributes(of...))
 	m.runs.Add(ctx, 1, metric.WithAttributes(append(of, attribute.String("outcome", outcome))...))
+}
+
+func (m *metrics) putOff(ctx context.Context, service, job string) {
+	if m != nil {
+		m.runs.Add(ctx, 1, metric.WithAttributes(append(ofJob(service, job), attribute.String("outcome", outcomePutOff))...))
+	}
+}
+
+// start begins the counters whose rise an alert looks for: one that begins at one
+// has not risen.
+func (m *metrics) start(ctx context.Context, service string, jobs []Job) {
+	if m == nil {
+		return
+	}
+	for _, j := range jobs {
+		for _, outcome := range []string{outcomeDone, outcomeFailed, outcomeCutOff, outcomePutOff} {
+			m.runs.Add(ctx, 0, metric.WithAttributes(append(ofJob(service, j.Name), attribute.String("outcome", outcome))...))
+		}
+	}
 }
 
 // succeeded notes when a job last did, for the metrics.
@@ -94,7 +114,12 @@ func (r *Runner) observe(o metric.Observer) {
 	if r.leading {
 		leads = 1
 		// Of the leader only: what others knew last is old.
+		now := r.clock.Now()
 		for job, at := range r.done {
+			// Of a clock that was ahead: told as now, it grows old from here on.
+			if at.After(now) {
+				at, r.done[job] = now, now
+			}
 			o.ObserveFloat64(r.metrics.success, float64(at.UnixMilli())/1000, metric.WithAttributes(ofJob(r.service, job)...))
 		}
 	}

@@ -48,6 +48,36 @@ func told(t *testing.T, metric, label, value string) (float64, bool) {
 	return 0, false
 }
 
+// counted is a counter of a job with an outcome.
+func counted(t *testing.T, metric, name, outcome string) int64 {
+	t.Helper()
+	var all metricdata.ResourceMetrics
+	require.NoError(t, meters.Collect(t.Context(), &all))
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			data, ok := m.Data.(metricdata.Sum[int64])
+			if m.Name != metric || !ok {
+				continue
+			}
+			for _, p := range data.DataPoints {
+				of, _ := p.Attributes.Value("job_name")
+				how, _ := p.Attributes.Value("outcome")
+				if of.AsString() == name && how.AsString() == outcome {
+					return p.Value
+				}
+			}
+		}
+	}
+	return -1
+}
+
+// success is when a job last succeeded, as the leader tells.
+func success(t *testing.T, name string) float64 {
+	t.Helper()
+	at, _ := told(t, "job_last_success_timestamp_seconds", "job_name", name)
+	return at
+}
+
 func TestMetricsTellOfTheLastSuccess(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -82,6 +82,20 @@ func (p Partitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Tim
 	return until, nil
 }
 
+// Ends returns until when inserts have a place, from now on without a hole; now
+// itself if they have none. It makes nothing and waits for no lock.
+func (p Partitions) Ends(ctx context.Context, pool *pgxpool.Pool, now time.Time) (time.Time, error) {
+	have, err := p.attached(ctx, pool)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("partitions of %s: %w", p.Table, err)
+	}
+	until := now
+	for from := p.floor(now); have[p.name(from)] == stateAttached; from = p.next(from) {
+		until = p.next(from)
+	}
+	return until, nil
+}
+
 func (p Partitions) ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) (until time.Time, err error) {
 	// The span before: another replica's clock may be behind, over midnight.
 	first := p.floor(p.floor(now).Add(-time.Second))
