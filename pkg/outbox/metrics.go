@@ -17,7 +17,7 @@ type metrics struct {
 	published metric.Int64Counter
 	relayed   metric.Int64Counter
 	leftRows  metric.Int64Counter
-	broken    metric.Int64Counter
+	broken    metric.Int64Gauge
 }
 
 // newMetrics cannot fail the outbox: an instrument that cannot be made counts
@@ -42,9 +42,13 @@ func newMetrics(service string, log *slog.Logger) *metrics {
 	m.published = counter("outbox_published_total", "Events that JetStream has acknowledged.")
 	m.relayed = counter("outbox_relay_rows_total", "Rows that the relay published.")
 	m.leftRows = counter("outbox_left_rows_total", "Rows that the committing process left to the relay.")
-	m.broken = counter("outbox_broken_rows_total", "Rows that cannot be read; they wait for a person.")
+	if m.broken, err = meter.Int64Gauge("outbox_broken_rows",
+		metric.WithDescription("Rows that cannot be read; they wait for a person.")); err != nil {
+		m.broken = noop.Int64Gauge{}
+	}
+	note("outbox_broken_rows")
 	if m.pending, err = meter.Int64Gauge("outbox_pending_rows",
-		metric.WithDescription("Rows that are not marked as published, counted up to 10000.")); err != nil {
+		metric.WithDescription("Rows that are not marked as published, without broken ones, counted up to 10000.")); err != nil {
 		m.pending = noop.Int64Gauge{}
 	}
 	note("outbox_pending_rows")
@@ -68,11 +72,8 @@ func (m *metrics) left(ctx context.Context, rows int64) {
 	m.leftRows.Add(ctx, rows, metric.WithAttributes(m.service))
 }
 
-func (m *metrics) unreadable(ctx context.Context) {
-	m.broken.Add(ctx, 1, metric.WithAttributes(m.service))
-}
-
-func (m *metrics) waiting(ctx context.Context, rows int64, oldestSeconds float64) {
+func (m *metrics) waiting(ctx context.Context, rows int64, oldestSeconds float64, broken int) {
+	m.broken.Record(ctx, int64(broken), metric.WithAttributes(m.service))
 	m.pending.Record(ctx, rows, metric.WithAttributes(m.service))
 	m.oldest.Record(ctx, oldestSeconds, metric.WithAttributes(m.service))
 }

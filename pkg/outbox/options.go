@@ -15,6 +15,7 @@ type options struct {
 	relayBatch  int
 	relayRate   int
 	streamCheck time.Duration
+	countEvery  time.Duration
 	keep        time.Duration
 	recovered   func(ctx context.Context, events []*eventv1.Event)
 }
@@ -25,6 +26,7 @@ func defaults() options {
 		grace: 3 * time.Second, poll: time.Second,
 		relayBatch: 200, relayRate: 5000,
 		streamCheck: 10 * time.Second,
+		countEvery:  15 * time.Second,
 		keep:        3 * 24 * time.Hour,
 	}
 }
@@ -54,6 +56,10 @@ func WithPoll(d time.Duration) Option { return func(o *options) { o.poll = d } }
 // WithStreamCheck is how often the outbox looks whether its stream is still the
 // one that it filled; 10 s by default.
 func WithStreamCheck(d time.Duration) Option { return func(o *options) { o.streamCheck = d } }
+
+// WithCountEvery is how often the backlog is counted for the metrics; 15 s by
+// default.
+func WithCountEvery(d time.Duration) Option { return func(o *options) { o.countEvery = d } }
 
 // WithRelayRate caps the relay, in rows per second; 5000 by default. After an
 // outage it shares NATS and listeners with the present.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,8 +32,6 @@ const (
 	// by a process with a wrong clock. Such a row would wait until our clock is
 	// there, should its process die.
 	ahead = time.Minute
-	// countEvery is how often the backlog is counted for the metric.
-	countEvery = 15 * time.Second
 )
 
 // relay claims what nobody published: oldest first, at a capped rate, shared with
@@ -48,7 +48,7 @@ func (o *Outbox) relay(ctx context.Context) {
 		if n := o.left.Swap(0); n > 0 {
 			o.metrics.left(ctx, n)
 		}
-		if time.Since(counted) >= countEvery {
+		if time.Since(counted) >= o.opts.countEvery {
 			counted = time.Now()
 			o.count(ctx)
 		}
@@ -173,7 +173,6 @@ func (s storedRow) parse() ([]*eventv1.Event, error) {
 // the way of the others.
 func (o *Outbox) setAside(ctx context.Context, row Row, err error) {
 	o.log.ErrorContext(ctx, "outbox row cannot be published and is kept", "row", row.ID, "created_at", row.CreatedAt, "error", err)
-	o.metrics.unreadable(ctx)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.broken[row.ID] = struct{}{}
@@ -211,10 +210,7 @@ func (o *Outbox) sendClaimed(ctx context.Context, rows []Row) (done []Row, err e
 func (o *Outbox) notToClaim(before, after time.Time) []uuid.UUID {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := make([]uuid.UUID, 0, len(o.broken))
-	for id := range o.broken {
-		out = append(out, id)
-	}
+	out := slices.AppendSeq([]uuid.UUID{}, maps.Keys(o.broken)) // an empty list, not NULL
 	for id, at := range o.inFlight {
 		if !at.After(before) || at.After(after) {
 			out = append(out, id)
@@ -237,13 +233,18 @@ func (o *Outbox) recover(ctx context.Context, rows []Row) {
 	}
 }
 
-// count measures the backlog.
+// count measures the backlog. Broken rows are not of it: they would stay its oldest
+// for ever, and hide that the others wait.
 func (o *Outbox) count(ctx context.Context) {
 	var n int64
 	var oldest *time.Time
-	err := o.pool.QueryRow(ctx, `
-		SELECT count(*), min(created_at) FROM
-		(SELECT created_at FROM outbox WHERE published_at IS NULL ORDER BY created_at LIMIT 10000) AS waiting`).Scan(&n, &oldest)
+	broken, err := o.stillBroken(ctx)
+	if err == nil {
+		err = o.pool.QueryRow(ctx, `
+			SELECT count(*), min(created_at) FROM
+			(SELECT created_at FROM outbox WHERE published_at IS NULL AND id <> ALL ($1::uuid[])
+			ORDER BY created_at LIMIT 10000) AS waiting`, broken).Scan(&n, &oldest)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			o.log.WarnContext(ctx, "backlog of the outbox could not be counted", "error", err)
@@ -254,7 +255,34 @@ func (o *Outbox) count(ctx context.Context) {
 	if oldest != nil {
 		age = max(0, o.clock.Now().Sub(*oldest).Seconds())
 	}
-	o.metrics.waiting(ctx, n, age)
+	o.metrics.waiting(ctx, n, age, len(broken))
+}
+
+// stillBroken are the broken rows that nobody has marked or removed since. The
+// others are forgotten.
+func (o *Outbox) stillBroken(ctx context.Context) ([]uuid.UUID, error) {
+	o.mu.Lock()
+	known := slices.Collect(maps.Keys(o.broken))
+	o.mu.Unlock()
+	if len(known) == 0 {
+		return []uuid.UUID{}, nil
+	}
+	rows, err := o.pool.Query(ctx, `SELECT id FROM outbox WHERE published_at IS NULL AND id = ANY ($1::uuid[])`, known)
+	if err != nil {
+		return nil, fmt.Errorf("look for broken rows: %w", err)
+	}
+	still, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return nil, fmt.Errorf("look for broken rows: %w", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range known {
+		if !slices.Contains(still, id) {
+			delete(o.broken, id)
+		}
+	}
+	return still, nil
 }
 
 // nudge wakes the relay.
