@@ -79,8 +79,13 @@ type Dead struct {
 	Letter *eventv1.DeadLetter
 }
 
-// ErrNoDeadLetter says that there is no dead letter with a number.
-var ErrNoDeadLetter = errors.New("no such dead letter")
+var (
+	// ErrNoDeadLetter says that there is no dead letter with a number.
+	ErrNoDeadLetter = errors.New("no such dead letter")
+	// ErrNotReplayable says that a dead letter holds nothing that could be published.
+	// It can be dropped.
+	ErrNotReplayable = errors.New("holds no event that could be published")
+)
 
 // subject narrows what is read to what can match. Names of listeners have dots of
 // their own, so they are compared besides.
@@ -169,12 +174,18 @@ func (b *Bus) ShowDead(ctx context.Context, seq uint64) (Dead, error) {
 // those that have done it do nothing. A crash between publishing and removing
 // leaves a letter whose replay does nothing. What fails again is parked again, as a
 // new letter, which this call does not see.
+//
+// Letters that hold no event are left, with an error that wraps ErrNotReplayable;
+// the others are replayed all the same. A letter that somebody else removes at this
+// moment is not counted.
 func (b *Bus) Replay(ctx context.Context, f DeadFilter) (int, error) {
 	return b.eachDead(ctx, f, b.replayOne)
 }
 
 // Drop removes the chosen dead letters for good, and returns how many. Their
-// effects never happen.
+// effects never happen, unless somebody replays them at this moment: a letter whose
+// event is published already and not removed yet counts as dropped. One that
+// somebody else has removed is not counted.
 func (b *Bus) Drop(ctx context.Context, f DeadFilter) (int, error) {
 	return b.eachDead(ctx, f, func(context.Context, Dead) error { return nil })
 }
@@ -189,21 +200,45 @@ func (b *Bus) eachDead(ctx context.Context, f DeadFilter, do func(ctx context.Co
 	if err != nil {
 		return 0, fmt.Errorf("find the dead letters: %w", err)
 	}
-	for n, d := range letters {
-		if err := do(ctx, d); err != nil {
-			return n, err
+	n := 0
+	var left []error
+	for _, d := range letters {
+		err := do(ctx, d)
+		if errors.Is(err, ErrNotReplayable) {
+			left = append(left, err)
+			continue
 		}
-		if err := stream.DeleteMsg(ctx, d.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-			return n, fmt.Errorf("remove dead letter: %w", err)
+		if err != nil {
+			return n, errors.Join(append(left, err)...)
+		}
+		ours, err := removeDead(ctx, stream, d.Seq)
+		if err != nil {
+			return n, errors.Join(append(left, err)...)
+		}
+		if ours {
+			n++
 		}
 	}
-	return len(letters), nil
+	return n, errors.Join(left...)
+}
+
+// removeDead removes a letter; ours is false if it was gone. JetStream says only
+// that it could not delete, so what is still there decides.
+func removeDead(ctx context.Context, stream jetstream.Stream, seq uint64) (ours bool, err error) {
+	failed := stream.DeleteMsg(ctx, seq)
+	if failed == nil {
+		return true, nil
+	}
+	if d, err := readDead(ctx, stream, seq); err == nil && d == nil {
+		return false, nil
+	}
+	return false, fmt.Errorf("remove dead letter %d: %w", seq, failed)
 }
 
 // replayOne publishes the event of a letter.
 func (b *Bus) replayOne(ctx context.Context, d Dead) error {
 	if d.Letter.GetEvent().GetId() == "" || d.Subject == "" {
-		return fmt.Errorf("dead letter %d holds no event that could be published: %s", d.Seq, d.Letter.GetError())
+		return fmt.Errorf("dead letter %d %w: %s", d.Seq, ErrNotReplayable, d.Letter.GetError())
 	}
 	ev := proto.CloneOf(d.Letter.GetEvent())
 	ev.ReplySubject = "" // nobody waits any longer

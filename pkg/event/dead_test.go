@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/parleychat/parley/pkg/event"
@@ -89,6 +90,38 @@ func TestDeadLetters(t *testing.T) {
 	replayed, err = w.bus.Replay(ctx, event.DeadFilter{Listener: "animal.fed", UpTo: 3})
 	require.NoError(t, err)
 	require.Zero(t, replayed)
+}
+
+// Two people do the same at the same moment: each letter is one's or the other's.
+func TestTwoAtTheSameDeadLetters(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const letters = 60
+	stop := w.listen([]event.Listener{event.On("zoo", "animal.fed", event.Once, func(context.Context, pgx.Tx, *eventv1.Event, *wrapperspb.StringValue) error {
+		return errors.New("no meat")
+	})}, event.MaxAttempts(1))
+	for i := range letters {
+		w.publish(fed(fmt.Sprint(i), 1, "full"))
+	}
+	w.dead(letters)
+	stop()
+	other := w.connect()
+	removed := 0
+	both := func(do func(*event.Bus, context.Context, event.DeadFilter) (int, error), f event.DeadFilter) {
+		t.Helper()
+		var group errgroup.Group
+		var mine, theirs int
+		group.Go(func() (err error) { mine, err = do(w.bus, t.Context(), f); return err })
+		group.Go(func() (err error) { theirs, err = other.Replay(t.Context(), f); return err })
+		require.NoError(t, group.Wait())
+		removed += mine + theirs
+	}
+	both((*event.Bus).Replay, event.DeadFilter{Limit: letters / 2})
+	both((*event.Bus).Drop, event.DeadFilter{})
+	require.Equal(t, letters, removed, "each is counted by one of them")
+	left, err := w.bus.ListDead(t.Context(), event.DeadFilter{})
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 // A letter that nobody can read is listed, refused by Replay and dropped.

@@ -36,13 +36,14 @@ type Listeners struct {
 }
 
 type listenerOptions struct {
-	maxAttempts int
-	backoff     func(attempt int) time.Duration
-	concurrency int
-	timeout     time.Duration
-	heartbeat   time.Duration
-	unknownWait time.Duration
-	inboxKeep   time.Duration
+	maxAttempts  int
+	backoff      func(attempt int) time.Duration
+	concurrency  int
+	timeout      time.Duration
+	heartbeat    time.Duration
+	unknownWait  time.Duration
+	inboxKeep    time.Duration
+	measureEvery time.Duration
 }
 
 // Option changes how Listeners works.
@@ -69,6 +70,10 @@ func HandleTimeout(d time.Duration) Option { return func(o *listenerOptions) { o
 // make the listener look after its consumer. 3 s by default.
 func Heartbeat(d time.Duration) Option { return func(o *listenerOptions) { o.heartbeat = d } }
 
+// MeasureEvery is how often the state of consumers and dead letters is asked for;
+// 15 s by default. Every replica asks: a few small requests per listener and minute.
+func MeasureEvery(d time.Duration) Option { return func(o *listenerOptions) { o.measureEvery = d } }
+
 // UnknownWait is after how long an event with an unknown payload is offered
 // again; 10 s by default.
 func UnknownWait(d time.Duration) Option { return func(o *listenerOptions) { o.unknownWait = d } }
@@ -83,6 +88,8 @@ func NewListeners(service string, bus *Bus, pool *pgxpool.Pool, c clock.Clock, l
 		heartbeat:   3 * time.Second,
 		unknownWait: 10 * time.Second,
 		inboxKeep:   InboxKeep,
+
+		measureEvery: 15 * time.Second,
 	}
 	for _, opt := range opts {
 		opt(&o)

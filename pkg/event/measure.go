@@ -14,10 +14,6 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// measureEvery is how often the state of consumers and dead letters is asked for.
-// Every replica asks: a few small requests per listener and minute.
-const measureEvery = 15 * time.Second
-
 // measure has the metrics nats_… tell of the connection until stop is called. They
 // are read when somebody asks for the metrics.
 func (b *Bus) measure() (stop func() error, err error) {
@@ -71,13 +67,14 @@ type backlog struct {
 // measure keeps the metrics of the listeners' backlog and of their dead letters
 // until ctx ends. Every replica tells the same numbers: they are the consumer's.
 func (ls *Listeners) measure(ctx context.Context, consumers []*consumer) error {
-	ticker := time.NewTicker(measureEvery)
+	ticker := time.NewTicker(ls.opts.measureEvery)
 	defer ticker.Stop()
+	known := map[string]bool{}
 	for _, c := range consumers {
 		ls.bus.metrics.start(ctx, ls.service, c.l.Name)
 	}
 	for {
-		ls.measureOnce(ctx, consumers)
+		ls.measureOnce(ctx, consumers, known)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -86,9 +83,9 @@ func (ls *Listeners) measure(ctx context.Context, consumers []*consumer) error {
 	}
 }
 
-// measureOnce leaves the last value of what cannot be asked for: without NATS
+// measureOnce adds to known whose letters it has counted. It leaves the last value of what cannot be asked for: without NATS
 // nats_connected tells.
-func (ls *Listeners) measureOnce(ctx context.Context, consumers []*consumer) {
+func (ls *Listeners) measureOnce(ctx context.Context, consumers []*consumer, known map[string]bool) {
 	if !ls.bus.Connected() {
 		return
 	}
@@ -111,8 +108,16 @@ func (ls *Listeners) measureOnce(ctx context.Context, consumers []*consumer) {
 		ls.log.DebugContext(ctx, "dead letters cannot be counted", "error", err)
 		return
 	}
+	// Also those of listeners that an earlier release had: nobody else counts them.
+	// One that was seen is told to the end, for the last value of a gauge stays.
 	for _, c := range consumers {
-		ls.bus.metrics.letters(ctx, ls.service, c.l.Name, letters[c.l.Name])
+		known[c.l.Name] = true
+	}
+	for listener := range letters {
+		known[listener] = true
+	}
+	for listener := range known {
+		ls.bus.metrics.letters(ctx, ls.service, listener, letters[listener])
 	}
 }
 

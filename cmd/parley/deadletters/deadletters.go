@@ -203,7 +203,8 @@ func (o *options) chosen(ctx context.Context, bus *event.Bus, seqs []uint64) ([]
 	return seqs, nil
 }
 
-// apply asks, and then changes one letter after the other. An error tells how far it came.
+// apply asks, and then changes one letter after the other. What cannot be replayed, or was removed by somebody else
+// meanwhile, does not stop it; an error of the way there does. The error tells how far it came and what is left.
 func (o *options) apply(ctx context.Context, cmd *cobra.Command, bus *event.Bus, c doing, seqs []uint64) error {
 	if len(seqs) == 0 {
 		return report(cmd.OutOrStdout(), c.done, 0, o.asJSON)
@@ -214,17 +215,32 @@ func (o *options) apply(ctx context.Context, cmd *cobra.Command, bus *event.Bus,
 			return err
 		}
 	}
-	changed := 0
+	changed, gone := 0, 0
+	var left []error
 	for _, seq := range seqs {
 		one, cancel := context.WithTimeout(ctx, callWithin)
-		n, err := c.do(bus, one, event.DeadFilter{Seq: seq}) // 0: somebody else was quicker
+		n, err := c.do(bus, one, event.DeadFilter{Seq: seq})
 		cancel()
 		changed += n
-		if err != nil {
-			return fmt.Errorf("%d of %d %s, then letter %d: %w", changed, len(seqs), c.done, seq, err)
+		switch {
+		case errors.Is(err, event.ErrNotReplayable):
+			left = append(left, err)
+		case err != nil:
+			return fmt.Errorf("%d of %d %s, then letter %d: %w", changed, len(seqs), c.done, seq, errors.Join(append(left, err)...))
+		case n == 0:
+			gone++
 		}
 	}
-	return report(cmd.OutOrStdout(), c.done, changed, o.asJSON)
+	if err := report(cmd.OutOrStdout(), c.done, changed, o.asJSON); err != nil {
+		return err
+	}
+	if gone > 0 { // to the other stream: not a result
+		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%d of %d were removed by somebody else meanwhile, replayed or dropped\n", gone, len(seqs))
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("%d of %d are left, and can only be dropped: %w", len(left), len(seqs), errors.Join(left...))
+	}
+	return nil
 }
 
 // errNotConfirmed says that nothing was done.

@@ -165,6 +165,22 @@ func TestDeadLetters(t *testing.T) {
 	require.EqualValues(t, 2, d.events())
 }
 
+// A letter that cannot be read does not keep the ones behind it.
+func TestReplayGoesOnBehindWhatCannotBe(t *testing.T) {
+	t.Parallel()
+	d := newDeployment(t)
+	_, err := d.js.Publish(t.Context(), "dead.messaging.user.updated", []byte{0xff, 0xff})
+	require.NoError(t, err)
+	d.park("messaging", "user.updated", d.updated("a"))
+	d.park("messaging", "user.updated", d.updated("b"))
+	out, err := d.run("", "replay", "--all", "--yes")
+	require.ErrorContains(t, err, "1 of 3 are left")
+	require.ErrorContains(t, err, "dead letter 1 ")
+	require.Equal(t, "2 replayed\n", out)
+	require.EqualValues(t, 2, d.events())
+	require.Equal(t, []int{1}, d.listed())
+}
+
 func TestManyAndUnknown(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
