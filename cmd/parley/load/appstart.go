@@ -54,10 +54,10 @@ func (r *run) starts(ctx, loading context.Context, at, until time.Time) {
 		under.Go(func() {
 			defer func() { <-slots }()
 			if err := r.appStart(ctx, s); err != nil {
-				r.meter.fail(due.UnixNano(), err)
+				r.meter.fail(r.meter.at(due), err)
 				return
 			}
-			r.meter.count(due.UnixNano(), func(c *Counts) { c.Starts++; c.StartTime.add(time.Since(due)) })
+			r.meter.count(r.meter.at(due), func(c *Counts) { c.Starts++; c.StartTime.add(time.Since(due)) })
 		})
 	}
 }

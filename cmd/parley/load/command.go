@@ -53,14 +53,15 @@ func Command() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Scenario, "scenario", scenarioDirect, "direct (pairs talk) or idle (everybody is connected and silent)")
-	flags.StringVar(&o.URL, "url", "ws://127.0.0.1:8080/v1/ws", "the socket of a gateway or balancer; several, comma separated, share the people")
-	flags.StringVar(&o.Data, "data", "", "the data folder of a running `parley dev`: gives --url, --pids and --metrics")
+	flags.StringVar(&o.URL, "url", "", "the socket of a gateway or balancer; several, comma separated, share the people (default: of --data, or "+defaultURL+")")
+	flags.StringVar(&o.Data, "data", "", "the data folder of a running `parley dev`: gives --url, --pids and --metrics where they are not set")
 	flags.StringVar(&o.UsersFile, "users-file", "users.jsonl", "the people, as `parley seed` wrote them")
 	flags.IntVar(&o.Skip, "skip", 0, "leave out the first people of the file")
 	flags.IntVar(&o.Conns, "conns", 1000, "idle: how many connections")
 	flags.IntSliceVar(&o.Steps, "steps", nil, "idle: numbers of connections at which to measure, for example 5000,10000,15000; the last is --conns")
 	flags.DurationVar(&o.Settle, "settle", 10*time.Second, "idle: how long to wait before memory is measured")
-	flags.BoolVar(&o.Sync, "sync", true, "idle: call Sync after the welcome, as clients do")
+	flags.BoolVar(&o.Sync, "sync", true, "idle: call Sync after the welcome, as clients do; the rate of connects is then with Sync")
+	flags.IntVar(&o.Watch, "watch", 0, "idle: people whose presence each connection watches, as clients do with those on the screen")
 	flags.IntVar(&o.Pairs, "pairs", 200, "direct: how many pairs")
 	flags.StringVar(&o.Mode, "mode", modeClosed, "direct: closed (a pair sends its next message after the last) or open (at --rate, whatever happens)")
 	flags.StringVar(&o.Wait, "wait", "both", "closed: wait for the ack, the delivery or both")
@@ -115,10 +116,7 @@ func execute(ctx context.Context, o Options, out, progress io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
-	if report.broken() {
-		return ErrBroken
-	}
-	return nil
+	return report.fault()
 }
 
 // Run does what the options say and returns the report, also if promises were broken. progress gets a line a second.

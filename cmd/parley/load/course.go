@@ -18,12 +18,13 @@ type course struct {
 	watched *watched
 	board   *board
 	report  *Report
+	// connecting are the seconds of all connecting so far, connecting99 those until 99 of 100 of each step were there.
+	connecting, connecting99 float64
 }
 
 // connect opens connections up to a number over all processes.
 func (c *course) connect(ctx context.Context, upTo int) error {
 	c.board.enter("connect")
-	before := c.report.Connections
 	began := time.Now()
 	o := c.o
 	outcomes, err := c.fleet.order(ctx, order{Do: "connect"}, func(process int) int {
@@ -34,7 +35,8 @@ func (c *course) connect(ctx context.Context, upTo int) error {
 	if err != nil {
 		return err
 	}
-	took, most := time.Since(began).Seconds(), 0.0
+	c.connecting += time.Since(began).Seconds()
+	most := 0.0
 	c.report.Errors = map[string]int64{}
 	for _, one := range outcomes {
 		c.report.Connections += one.Connected.Opened
@@ -44,11 +46,8 @@ func (c *course) connect(ctx context.Context, upTo int) error {
 			c.report.Errors[what] += n
 		}
 	}
-	opened := float64(c.report.Connections - before)
-	c.report.ConnectsPerSecond = round(opened/took, 1)
-	if most > 0 {
-		c.report.Connects99 = round(opened*0.99/most, 1)
-	}
+	c.connecting99 += most
+	c.report.connected(c.connecting, c.connecting99, c.o.Scenario == scenarioIdle && c.o.Sync)
 	return nil
 }
 
@@ -75,12 +74,16 @@ func (c *course) direct(ctx context.Context) error {
 		return err
 	}
 	end()
+	c.report.Ended = at.Add(c.o.Warmup + c.o.Duration)
 	used := <-samples
 	if used.err != nil {
 		return used.err
 	}
 	c.gather(outcomes)
 	c.report.used(used.before, used.after)
+	for name, p := range c.report.Processes {
+		p.RSSPeak = used.peak[name]
+	}
 	c.report.cached(used.cachesBefore, used.cachesAfter)
 	c.report.ClientCPUSeconds = round(c.report.ClientCPUSeconds, 3)
 	if c.report.AckedIn > 0 {
@@ -99,6 +102,8 @@ func (c *course) gather(outcomes []*outcome) {
 		measured = max(measured, one.Seconds)
 		c.report.ClientCPUSeconds += one.CPU
 		c.report.AliveAtEnd += one.Alive
+		c.report.Watching += one.Watching
+		c.report.Unseen += one.Unseen
 		c.report.Full = c.report.Full || one.Full
 	}
 	c.report.counted(all, measured)
@@ -125,10 +130,16 @@ type used struct {
 	before, after map[string]Usage
 	// cachesBefore and cachesAfter are the servers' own counts.
 	cachesBefore, cachesAfter map[string]CacheUse
-	err                       error
+	// peak is the most resident memory that was seen from the first sample to the last answer.
+	peak map[string]int64
+	err  error
 }
 
-// sampleBetween samples the server processes at two instants; when loading ends, at once.
+// samplePeak is how often the memory of the processes themselves is looked at while they work.
+const samplePeak = 100 * time.Millisecond
+
+// sampleBetween samples the server processes at two instants, or earlier if the load ends. Memory is walked after the last
+// answer, when it delays nobody.
 func (c *course) sampleBetween(ctx, loading context.Context, from, until time.Time) <-chan used {
 	done := make(chan used, 1)
 	go func() {
@@ -138,11 +149,16 @@ func (c *course) sampleBetween(ctx, loading context.Context, from, until time.Ti
 			u.cachesBefore, u.err = c.watched.caches(ctx)
 		}
 		if u.err == nil {
-			_ = sleepUntil(loading, until)
-			u.after, u.err = c.watched.sample(ctx, true)
+			u.peak = map[string]int64{}
+			c.watched.peaks(loading, until, u.peak)
+			u.after, u.err = c.watched.sample(ctx, false)
 		}
 		if u.err == nil {
 			u.cachesAfter, u.err = c.watched.caches(ctx)
+		}
+		c.watched.peaks(loading, time.Now().Add(time.Hour), u.peak)
+		if u.err == nil {
+			u.err = c.watched.memory(u.after)
 		}
 		done <- u
 	}()
@@ -159,25 +175,23 @@ func (c *course) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opened, seconds := 0, 0.0
+	if len(steps) == 1 { // what one number costs is told by the difference to none
+		c.report.Steps = append(c.report.Steps, Step{Usage: first})
+	}
 	for _, step := range steps {
-		began := time.Now()
 		if err := c.connect(ctx, step); err != nil {
 			return err
 		}
-		seconds += time.Since(began).Seconds()
-		opened = c.report.Connections
 		if err := c.step(ctx); err != nil {
 			return err
 		}
 	}
-	c.report.ConnectsPerSecond = round(float64(opened)/seconds, 1)
 	outcomes, err := c.fleet.order(ctx, order{Do: "look"}, nil)
 	if err != nil {
 		return err
 	}
 	c.gather(outcomes)
-	c.report.Seconds = seconds
+	c.report.Seconds = round(c.connecting, 3)
 	c.report.used(first, c.report.Steps[len(c.report.Steps)-1].Usage)
 	c.report.sloped()
 	return nil
@@ -185,14 +199,14 @@ func (c *course) idle(ctx context.Context) error {
 
 // step settles at one number of connections and measures.
 func (c *course) step(ctx context.Context) error {
-	if c.o.Sync {
-		c.board.enter("sync")
-		if _, err := c.fleet.order(ctx, order{Do: "sync"}, nil); err != nil {
+	if c.o.Watch > 0 {
+		c.board.enter("watch")
+		if _, err := c.fleet.order(ctx, order{Do: "watch"}, nil); err != nil {
 			return err
 		}
 	}
 	c.board.enter("settle")
-	if err := c.watched.collect(ctx); err != nil {
+	if err := c.watched.collect(ctx); err != nil { // before the pause: what is free is given back in it
 		return err
 	}
 	if err := sleepUntil(ctx, time.Now().Add(c.o.Settle)); err != nil {

@@ -68,23 +68,30 @@ func again(ctx context.Context, call func() error) error {
 	defer cancel()
 	for {
 		err := call()
-		told, ok := errors.AsType[*fault](err)
-		if !ok || !told.unknown() && told.Reason != "USER_NOT_FOUND" && told.Code != "resource_exhausted" {
-			return err
-		}
-		timer := time.NewTimer(max(told.RetryAfter, 100*time.Millisecond))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		pause, ok := worthRepeating(err)
+		if !ok || sleepUntil(ctx, time.Now().Add(max(pause, 100*time.Millisecond))) != nil {
 			return err
 		}
 	}
 }
 
+// worthRepeating says after which pause a call may succeed that did not: the server is busy, or does not know the people
+// yet, or the connection is just made anew.
+func worthRepeating(err error) (pause time.Duration, ok bool) {
+	if errors.Is(err, errGone) {
+		return 0, true
+	}
+	told, ok := errors.AsType[*fault](err)
+	if !ok || !told.unknown() && told.Reason != "USER_NOT_FOUND" && told.Code != "resource_exhausted" {
+		return 0, false
+	}
+	return told.RetryAfter, true
+}
+
 // direct sends messages from an instant on, for the warm-up and the measured time, and
 // waits until everything is quiet or settleTime has passed.
 func (r *run) direct(ctx context.Context, at time.Time) error {
+	at = time.Now().Add(time.Until(at)) // from here on by the clock that only goes forward
 	from := at.Add(r.opts.Warmup)
 	until := from.Add(r.opts.Duration)
 	r.meter.measure(from, until)
@@ -128,7 +135,7 @@ func (r *run) closedLoop(ctx context.Context, until time.Time) {
 	for _, t := range r.allTalks() {
 		t.mu.Lock()
 		t.closedRun = true
-		t.advanceLocked(time.Now())
+		t.advanceLocked()
 		t.mu.Unlock()
 	}
 	r.whileSending(ctx, until)
@@ -165,7 +172,7 @@ func (r *run) openLoop(ctx context.Context, at, until time.Time) {
 		work[i] = make(chan due, queued)
 		sending.Go(func() {
 			for d := range work[i] {
-				talks[d.talk].send(d.from, d.at)
+				talks[d.talk].send(d.from, r.meter.at(d.at))
 			}
 		})
 	}
@@ -198,8 +205,14 @@ type due struct {
 	at   time.Time
 }
 
-// settle waits until every message is answered and delivered.
+// settle waits until every message is answered and delivered, and counts what is not.
 func (r *run) settle(ctx context.Context) error {
+	defer func() {
+		now := r.meter.now()
+		for _, t := range r.allTalks() {
+			t.giveUp(now)
+		}
+	}()
 	deadline := time.Now().Add(settleTime)
 	for time.Now().Before(deadline) {
 		quiet := true
@@ -215,7 +228,7 @@ func (r *run) settle(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil // the judge says what is missing
+	return nil // the judge says what is missing for good
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -211,6 +211,19 @@ func (w *writer) authenticate(id uint32, token string) []byte {
 	return w.wrap(id, 2, a)
 }
 
+// watch encodes ClientFrame{id, watch{user_ids, replace}}.
+func (w *writer) watch(id uint32, people []string) []byte {
+	c := w.call[:0]
+	for _, person := range people {
+		c = protowire.AppendTag(c, 1, protowire.BytesType)
+		c = protowire.AppendString(c, person)
+	}
+	c = protowire.AppendTag(c, 2, protowire.VarintType)
+	c = protowire.AppendVarint(c, 1)
+	w.call = c
+	return w.wrap(id, 5, c)
+}
+
 func (w *writer) wrap(id uint32, field protowire.Number, inner []byte) []byte {
 	f := w.frame[:0]
 	f = protowire.AppendTag(f, 1, protowire.VarintType)

@@ -1,8 +1,11 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +27,8 @@ type Verdict struct {
 	Violations map[string]int64 `json:"violations"`
 	// Told are the first of them.
 	Told []string `json:"told"`
+	// Failed says why the judge could not finish; what was measured is good all the same.
+	Failed string `json:"failed,omitempty"`
 }
 
 func (v *Verdict) add(other *Verdict) {
@@ -33,17 +38,17 @@ func (v *Verdict) add(other *Verdict) {
 	for rule, n := range other.Violations {
 		v.Violations[rule] += n
 	}
+	v.Failed = cmp.Or(v.Failed, other.Failed)
 	v.Told = append(v.Told, other.Told...)
 	v.Told = v.Told[:min(len(v.Told), maxTold)]
 }
 
-// judge repairs what was missed, reads every conversation's log from the server and
-// compares. One conversation at a time is expanded into what package history takes, so the
+// judge reads every conversation's log from the server, repairs what was missed and compares. One conversation at a time is expanded into what package history takes, so the
 // judge needs little memory beside the record.
-func (r *run) judge(ctx context.Context) (*Verdict, error) {
+func (r *run) judge(ctx context.Context) *Verdict {
 	v := &Verdict{Checked: r.keep, Violations: map[string]int64{}}
 	if !r.keep {
-		return v, nil
+		return v
 	}
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
@@ -60,26 +65,40 @@ func (r *run) judge(ctx context.Context) (*Verdict, error) {
 			return nil
 		})
 	}
-	err := group.Wait()
-	if err != nil {
-		v.Checked = false
+	if err := group.Wait(); err != nil {
+		v.Checked, v.Failed = false, err.Error()
 	}
-	return v, err
+	return v
 }
 
+// judge compares one conversation. An order matters: what was acknowledged before a log was read must stand in it, and what a
+// device has beyond the log's end came later. Messages may still be under way.
 func (t *talk) judge(ctx context.Context) (*Verdict, error) {
+	t.mu.Lock()
+	h := history.History{Sends: t.historySends()}
+	t.mu.Unlock()
+	end := int64(math.MaxInt64)
+	for i := range t.sides {
+		log, err := t.readLog(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		h.Logs = append(h.Logs, log)
+		if n := len(log.Entries); n > 0 {
+			end = min(end, log.Entries[n-1].Seq)
+		} else {
+			end = 0
+		}
+	}
 	for i := range t.sides {
 		if err := again(ctx, func() error { return t.catchUp(ctx, i) }); err != nil {
 			return nil, err
 		}
+		h.Logs[i].Entries = slices.DeleteFunc(h.Logs[i].Entries, func(e history.Entry) bool { return e.Seq > end })
+		t.mu.Lock()
+		h.Views = append(h.Views, t.historyView(i, end))
+		t.mu.Unlock()
 	}
-	log, err := t.readLog(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	h := history.History{Logs: []history.Log{log}, Sends: t.historySends(), Views: []history.View{t.historyView(0), t.historyView(1)}}
-	t.mu.Unlock()
 	v := &Verdict{Checked: true, Messages: int64(len(h.Sends)), Conversations: 1, Violations: map[string]int64{}}
 	for _, found := range history.Check(h) {
 		v.Violations[string(found.Rule)]++
@@ -110,10 +129,14 @@ func (t *talk) historySends() []history.Send {
 	return sends
 }
 
-func (t *talk) historyView(i int) history.View {
+// historyView is what a side has up to the end of the log.
+func (t *talk) historyView(i int, end int64) history.View {
 	d := t.sides[i]
 	view := history.View{Conversation: t.id, Device: d.id, Entries: make([]history.Entry, 0, len(d.seen))}
 	for at, s := range d.seen {
+		if odd, ok := d.odd[at]; ok && odd.Seq > end || !ok && int64(s.seq) > end {
+			break
+		}
 		if odd, ok := d.odd[at]; ok {
 			view.Entries = append(view.Entries, odd)
 			continue

@@ -17,7 +17,7 @@ import (
 
 func TestLoad(t *testing.T) {
 	t.Parallel()
-	s := startSystem(t, 500)
+	s := startSystem(t, 560)
 	t.Run("PairsThatTakeTurns", func(t *testing.T) { t.Parallel(); testClosed(t, s) })
 	t.Run("ARateOverTwoProcesses", func(t *testing.T) { t.Parallel(); testOpen(t, s) })
 	t.Run("AppsAreOpenedBeside", func(t *testing.T) { t.Parallel(); testStarts(t, s) })
@@ -25,6 +25,8 @@ func TestLoad(t *testing.T) {
 	t.Run("AnEntryThatAClientLostIsReported", func(t *testing.T) { t.Parallel(); testForgotten(t, s) })
 	t.Run("LostPushesAreRepaired", func(t *testing.T) { t.Parallel(); testDropped(t, s) })
 	t.Run("CutConnectionsComeBack", func(t *testing.T) { t.Parallel(); testCut(t, s) })
+	t.Run("CutConnectionsAtARate", func(t *testing.T) { t.Parallel(); testCutAtARate(t, s) })
+	t.Run("OneNumberOfConnections", func(t *testing.T) { t.Parallel(); testAlone(t, s) })
 	t.Run("AFullRecordEndsTheLoad", func(t *testing.T) { t.Parallel(); testFull(t, s) })
 	t.Run("TokensAreRenewedInTime", func(t *testing.T) { t.Parallel(); testRenewed(t, s) })
 	t.Run("TheProgramPrintsItsReport", func(t *testing.T) { t.Parallel(); testProgram(t, s) })
@@ -37,8 +39,13 @@ func testClosed(t *testing.T, s *system) {
 	require.True(t, r.Checked)
 	require.Positive(t, r.Acked)
 	require.Equal(t, r.Sent, r.Acked)
+	require.Positive(t, r.SentIn)
 	require.Equal(t, r.Acked, r.Delivered+r.PushesMissed)
 	require.Equal(t, r.Ack.Count, r.Acked)
+	require.Equal(t, r.Acked, r.Delivery.Count)
+	require.GreaterOrEqual(t, r.Processes["server"].RSSPeak, r.Processes["server"].RSS/2)
+	require.Positive(t, r.Processes["postgres"].PSS)
+	require.Positive(t, r.Ended.Unix())
 	require.LessOrEqual(t, r.Ack.P50, r.Ack.P99)
 	require.LessOrEqual(t, r.Ack.P99, r.Ack.Max)
 	require.GreaterOrEqual(t, r.Judged, r.Acked)
@@ -92,18 +99,24 @@ func testOpen(t *testing.T, s *system) {
 	require.Empty(t, r.Violations, r.Told)
 	require.InDelta(t, 200, r.Sent, 4, "100 a second for two seconds, whatever the server does")
 	require.Equal(t, r.Sent, r.Acked)
+	require.Equal(t, r.Sent, r.Late.Count, "how late each left is told")
+	require.InDelta(t, 200, r.SentIn, 20)
 	require.InDelta(t, 300, r.Judged, 6, "the warm-up is judged, too")
 }
 
 func testIdle(t *testing.T, s *system) {
 	t.Helper()
 	o := s.options(80)
-	o.Scenario, o.Steps, o.Settle, o.SrcIPs = scenarioIdle, []int{40, 70}, 50*time.Millisecond, "3"
+	o.Scenario, o.Steps, o.Settle, o.SrcIPs, o.Watch = scenarioIdle, []int{40, 70}, 50*time.Millisecond, "3", 6
 	r := runLoad(t, o, plant{})
 	require.Equal(t, 100, r.Connections)
 	require.Equal(t, 100, r.AliveAtEnd)
-	require.Positive(t, r.ConnectsPerSecond)
+	require.Positive(t, r.ConnectsWithSync)
+	require.Zero(t, r.ConnectsPerSecond, "the rate is one with Sync, and is called so")
 	require.EqualValues(t, 100, r.Sync.Count, "every client calls Sync once after its welcome")
+	require.EqualValues(t, 600, r.Watching, "each watches six")
+	require.Zero(t, r.Unseen)
+	require.Empty(t, r.Errors)
 	require.Len(t, r.Steps, 3)
 	require.Equal(t, 40, r.Steps[0].Connections)
 	require.Contains(t, r.Steps[2].Usage, "server")
@@ -137,6 +150,8 @@ func testDropped(t *testing.T, s *system) {
 	require.Empty(t, r.Violations, r.Told)
 	require.Positive(t, r.PushesMissed, "what came by ListEvents alone")
 	require.Equal(t, r.Acked, r.Delivered+r.PushesMissed)
+	require.Equal(t, r.Acked, r.Delivery.Count, "with the time of those that were repaired, and of those that nobody repaired in time")
+	require.Greater(t, r.Delivery.Max, 1000.0*patience.Seconds()/2, "which is what a lost push costs")
 }
 
 func testCut(t *testing.T, s *system) {
@@ -154,6 +169,38 @@ func testCut(t *testing.T, s *system) {
 	require.EqualValues(t, 10, r.Disconnects)
 	require.Equal(t, 40, r.AliveAtEnd, "all have come back")
 	require.Equal(t, r.Sent, r.Acked+r.Unknown)
+}
+
+// testCutAtARate cuts everybody's connection once in the open loop: what was meant to leave meanwhile leaves later, with
+// the delay in its time.
+func testCutAtARate(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(500)
+	o.Mode, o.Rate, o.Duration = modeOpen, 200, 4*time.Second
+	r := runLoad(t, o, plant{running: func(r *run) {
+		for _, s := range r.connected() {
+			_ = s.ws.NetConn().Close()
+		}
+	}})
+	require.Empty(t, r.Violations, r.Told)
+	require.EqualValues(t, 40, r.Disconnects)
+	require.InDelta(t, 800, r.Sent, 16, "whatever happens to connections")
+	require.Equal(t, r.Sent, r.Acked+r.Refused+r.Unknown+r.NeverSent)
+	require.Positive(t, r.Errors["not connected"])
+	require.Greater(t, r.Ack.Max, 300.0, "forty people do not all come back within a third of a second")
+}
+
+// testAlone measures one number of connections, without Sync and steps.
+func testAlone(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(420)
+	o.Scenario, o.Conns, o.Settle, o.Sync = scenarioIdle, 40, 50*time.Millisecond, false
+	r := runLoad(t, o, plant{})
+	require.Positive(t, r.ConnectsPerSecond)
+	require.Zero(t, r.ConnectsWithSync)
+	require.Zero(t, r.Sync.Count)
+	require.Len(t, r.Steps, 2, "none and all")
+	require.NotZero(t, r.Processes["server"].BytesPerConnection)
 }
 
 func testFull(t *testing.T, s *system) {

@@ -61,17 +61,26 @@ func (l *latencies) UnmarshalJSON(b []byte) error {
 
 // Counts are what one or all client processes saw in a span of time.
 type Counts struct {
-	// Sent left, Acked were acknowledged, Refused were answered by an error that
-	// means "not stored", Unknown have no answer that tells.
-	Sent    int64 `json:"sent"`
-	Acked   int64 `json:"acked"`
-	Refused int64 `json:"refused"`
-	Unknown int64 `json:"unknown"`
+	// Sent were meant to leave, Acked were acknowledged, Refused were answered by an error that means "not stored",
+	// Unknown have no answer that tells, NeverSent found no connection until the end. Sent is their sum.
+	Sent      int64 `json:"sent"`
+	Acked     int64 `json:"acked"`
+	Refused   int64 `json:"refused"`
+	Unknown   int64 `json:"unknown"`
+	NeverSent int64 `json:"never_sent"`
+	// Unanswered of Unknown got no answer at all for as long as was waited; their time until then is in Ack. So
+	// is that of NeverSent.
+	Unanswered int64 `json:"unanswered"`
+	// SentIn left in the span.
+	SentIn int64 `json:"sent_in"`
 	// Hinted of Refused said when to come again.
 	Hinted int64 `json:"hinted"`
-	// Delivered reached the other person by a push; Missed only by ListEvents.
+	// Delivered reached the other person by a push, Missed only by ListEvents; the time of both is in Delivery.
 	Delivered int64 `json:"delivered"`
 	Missed    int64 `json:"missed"`
+	// Undelivered were acknowledged and had not reached the other person when the wait for the last ones ended; their
+	// time until then is in Delivery. The judge finds them later, or calls them lost.
+	Undelivered int64 `json:"undelivered"`
 	// AckedIn and DeliveredIn arrived in the span, whenever their messages were meant to leave: the
 	// rates. An overloaded server answers the rest after the span.
 	AckedIn     int64 `json:"acked_in"`
@@ -93,17 +102,29 @@ type Counts struct {
 	SyncTime latencies `json:"sync_time"`
 	// StartTime is that of all calls with which a client begins.
 	StartTime latencies `json:"start_time"`
+	// Late is by how much this client itself was behind its plan in the open loop. It is part of Ack and Delivery.
+	Late latencies `json:"late"`
 }
 
 func newCounts() *Counts {
-	return &Counts{Errors: map[string]int64{}, Ack: newLatencies(), Delivery: newLatencies(), Refusal: newLatencies(), SyncTime: newLatencies(), StartTime: newLatencies()}
+	c := &Counts{Errors: map[string]int64{}}
+	for _, l := range c.histograms() {
+		*l = newLatencies()
+	}
+	return c
+}
+
+// histograms are all times, for adding up.
+func (c *Counts) histograms() []*latencies {
+	return []*latencies{&c.Ack, &c.Delivery, &c.Refusal, &c.SyncTime, &c.StartTime, &c.Late}
 }
 
 // numbers are all plain counters, for adding up.
 func (c *Counts) numbers() []*int64 {
 	return []*int64{
 		&c.Sent, &c.Acked, &c.Refused, &c.Unknown, &c.Hinted, &c.Delivered, &c.Missed, &c.Doubled, &c.Holes,
-		&c.AckedIn, &c.DeliveredIn, &c.Disconnects, &c.Renewed, &c.Syncs, &c.Starts,
+		&c.AckedIn, &c.DeliveredIn, &c.Disconnects, &c.Renewed, &c.Syncs, &c.Starts, &c.NeverSent, &c.Unanswered, &c.SentIn,
+		&c.Undelivered,
 	}
 }
 
@@ -116,11 +137,10 @@ func (c *Counts) add(other *Counts) {
 	for what, n := range other.Errors {
 		c.Errors[what] += n
 	}
-	c.Ack.Merge(other.Ack.Histogram)
-	c.Delivery.Merge(other.Delivery.Histogram)
-	c.Refusal.Merge(other.Refusal.Histogram)
-	c.SyncTime.Merge(other.SyncTime.Histogram)
-	c.StartTime.Merge(other.StartTime.Histogram)
+	more := other.histograms()
+	for i, l := range c.histograms() {
+		l.Merge(more[i].Histogram)
+	}
 }
 
 func (c *Counts) reset() {
@@ -128,12 +148,14 @@ func (c *Counts) reset() {
 		*n = 0
 	}
 	clear(c.Errors)
-	c.Ack.Reset()
-	c.Delivery.Reset()
-	c.Refusal.Reset()
-	c.SyncTime.Reset()
-	c.StartTime.Reset()
+	for _, l := range c.histograms() {
+		l.Reset()
+	}
 }
+
+// moment is a time of this process: nanoseconds since its meter was made, by the clock that only goes forward. A step of
+// the machine's clock changes no latency.
+type moment int64
 
 // meter counts for one client process: the second that runs, for the display, and the
 // measured window. What belongs to a message counts for the window if the message was
@@ -142,21 +164,31 @@ type meter struct {
 	mu     sync.Mutex
 	second *Counts
 	window *Counts
-	// from and until bound the window, in nanoseconds since 1970.
-	from, until int64
+	epoch  time.Time
+	// from and until bound the window.
+	from, until moment
 }
 
-func newMeter() *meter { return &meter{second: newCounts(), window: newCounts()} }
+// newMeter measures everything from now on.
+func newMeter() *meter {
+	return &meter{second: newCounts(), window: newCounts(), epoch: time.Now(), until: math.MaxInt64}
+}
 
-// measure sets the window.
+// at is the moment of a time that this process has read, or made from one.
+func (m *meter) at(t time.Time) moment { return moment(t.Sub(m.epoch)) }
+
+func (m *meter) now() moment { return m.at(time.Now()) }
+
+// measure begins a new window.
 func (m *meter) measure(from, until time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.from, m.until = from.UnixNano(), until.UnixNano()
+	m.from, m.until = m.at(from), m.at(until)
+	m.window.reset()
 }
 
 // count runs fn on the counts that something belongs to which was meant for an instant.
-func (m *meter) count(intended int64, fn func(c *Counts)) {
+func (m *meter) count(intended moment, fn func(c *Counts)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	fn(m.second)
@@ -167,7 +199,7 @@ func (m *meter) count(intended int64, fn func(c *Counts)) {
 
 // arrived is count for something that came at now and belongs to a message meant for an instant:
 // in is run on the counts of now.
-func (m *meter) arrived(intended int64, now time.Time, fn, in func(c *Counts)) {
+func (m *meter) arrived(intended, now moment, fn, in func(c *Counts)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	fn(m.second)
@@ -175,16 +207,16 @@ func (m *meter) arrived(intended int64, now time.Time, fn, in func(c *Counts)) {
 	if intended >= m.from && intended < m.until {
 		fn(m.window)
 	}
-	if at := now.UnixNano(); at >= m.from && at < m.until {
+	if now >= m.from && now < m.until {
 		in(m.window)
 	}
 }
 
 // note counts something that belongs to no message.
-func (m *meter) note(fn func(c *Counts)) { m.count(time.Now().UnixNano(), fn) }
+func (m *meter) note(fn func(c *Counts)) { m.count(m.now(), fn) }
 
 // fail counts an error by what it is.
-func (m *meter) fail(intended int64, err error) {
+func (m *meter) fail(intended moment, err error) {
 	m.count(intended, func(c *Counts) { c.Errors[nameOf(err)]++ })
 }
 

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,10 @@ const (
 	mostTalks = 1 << 24
 	// mostText is what the API allows, in characters; ours have a byte each.
 	mostText = 4000
+	// mostWatches is what a gateway allows a connection.
+	mostWatches = 200
+	// defaultURL is where `parley dev` listens.
+	defaultURL = "ws://127.0.0.1:8080/v1/ws"
 )
 
 // Options are the flags of `parley load`; client processes get them whole.
@@ -46,6 +51,8 @@ type Options struct {
 	Steps  []int         `json:"steps"`
 	Settle time.Duration `json:"settle"`
 	Sync   bool          `json:"sync"`
+	// Watch is how many people's presence each connection of idle watches.
+	Watch int `json:"watch"`
 
 	Pairs int    `json:"pairs"`
 	Mode  string `json:"mode"`
@@ -91,6 +98,7 @@ func (o *Options) check() error { //nolint:cyclop // a list of rules, one a line
 		{o.Starts >= 0, "--starts: 0 or above"},
 		{o.Procs >= 1 && o.Procs <= mostProcs, "--procs: 1 to 64"},
 		{o.Dials >= 1, "--dials: 1 or more"},
+		{o.Watch >= 0 && o.Watch <= mostWatches, "--watch: 0 to 200"},
 		{o.Size >= 1 && o.Size <= mostText, "--size: 1 to 4000"},
 		{o.Scenario != scenarioDirect || o.Pairs >= o.Procs && o.Pairs < mostTalks, "--pairs: one per process or more"},
 		{o.Scenario != scenarioIdle || o.Conns >= o.Procs, "--conns: one per process or more"},
@@ -141,9 +149,10 @@ func (o *Options) sources() []string {
 	return list
 }
 
-// find takes from a running `parley dev` what was asked for.
+// find takes from a running `parley dev` what was asked for and not given.
 func (o *Options) find() error {
 	if o.Data == "" {
+		o.URL = cmp.Or(o.URL, defaultURL)
 		return nil
 	}
 	operator, err := dev.ReadOperator(o.Data)
@@ -151,7 +160,10 @@ func (o *Options) find() error {
 		return err
 	}
 	at := operator.Ready
-	o.URL, o.Metrics = at.Socket, []string{at.Admin}
+	o.URL = cmp.Or(o.URL, at.Socket)
+	if len(o.Metrics) == 0 {
+		o.Metrics = []string{at.Admin}
+	}
 	if o.PIDs == "" {
 		o.PIDs = fmt.Sprintf("server=%d,postgres=%d", at.PIDs["stack"], at.PIDs["postgres"])
 	}

@@ -88,6 +88,44 @@ func (w *watched) sample(ctx context.Context, memory bool) (map[string]Usage, er
 	return all, nil
 }
 
+// peaks raises the resident memory in most, by name, to what is seen until an instant or the end of ctx. It reads a small file of
+// each process; those below them are left out.
+func (w *watched) peaks(ctx context.Context, until time.Time, most map[string]int64) {
+	for ctx.Err() == nil && time.Now().Before(until) {
+		for _, name := range w.names {
+			raw, err := os.ReadFile("/proc/" + strconv.Itoa(w.pids[name]) + "/stat")
+			if err != nil {
+				continue // it has ended, which the next sample tells
+			}
+			if entry, ok := parseStat(string(raw)); ok {
+				most[name] = max(most[name], entry.rss)
+			}
+		}
+		_ = sleepUntil(ctx, earlier(until, time.Now().Add(samplePeak)))
+	}
+}
+
+// memory adds what each process and all below it hold now to a sample.
+func (w *watched) memory(sample map[string]Usage) error {
+	if len(w.pids) == 0 {
+		return nil
+	}
+	table, err := processes()
+	if err != nil {
+		return err
+	}
+	for _, name := range w.names {
+		now, err := table.usage(w.pids[name], w.roots(), true)
+		if err != nil {
+			return fmt.Errorf("--pids: %s: %w", name, err)
+		}
+		u := sample[name]
+		u.PSS = now.PSS
+		sample[name] = u
+	}
+	return nil
+}
+
 // scrape reads the process figures that every admin port has in its metrics.
 func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
 	body, err := w.get(ctx, url+"/metrics")

@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -39,6 +40,7 @@ type run struct {
 
 	mu      sync.Mutex
 	sockets []*socket // by person; nil while there is none
+	known   []bool    // by person: has been connected before
 	readers sync.WaitGroup
 	// talks are published when all are prepared.
 	talks atomic.Pointer[[]*talk]
@@ -62,7 +64,7 @@ func newRun(ctx context.Context, job job, plant plant) *run {
 	r := &run{
 		opts: job.Options, process: job.Process, tag: job.Tag, people: job.People, mint: job.Mint,
 		meter: newMeter(), limit: job.Options.RecordLimit / int64(job.Options.Procs), keep: job.Options.Check,
-		sockets: make([]*socket, len(job.People)), ctx: ctx, plant: plant,
+		sockets: make([]*socket, len(job.People)), known: make([]bool, len(job.People)), ctx: ctx, plant: plant,
 	}
 	r.wait = map[string]uint8{waitForAck: waitAck, waitForDelivery: waitDelivery, waitForBoth: waitAck | waitDelivery}[job.Options.Wait]
 	random := rand.New(rand.NewPCG(job.Options.Seed, uint64(job.Process)))
@@ -95,7 +97,7 @@ func (r *run) record(t *talk) bool {
 // later runs fn after a while, unless the process ends.
 func (r *run) later(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 
-// Connected is how connecting went.
+// Connected is how connecting went: from the dial to Welcome, and to the answer of the first Sync if the scenario has one.
 type Connected struct {
 	Opened  int     `json:"opened"`
 	Failed  int     `json:"failed"`
@@ -106,30 +108,24 @@ type Connected struct {
 
 // connect opens connections of people up to a number, several at once.
 func (r *run) connect(ctx context.Context, upTo int) Connected {
-	from := 0
-	r.mu.Lock()
-	for from < len(r.sockets) && r.sockets[from] != nil {
-		from++
-	}
-	r.mu.Unlock()
+	missing := r.missing(upTo)
 	began := time.Now()
 	var next, opened, failed atomic.Int64
 	var most atomic.Int64
-	next.Store(int64(from))
 	var dialing sync.WaitGroup
-	for range min(r.opts.Dials, upTo-from) {
+	for range min(r.opts.Dials, len(missing)) {
 		dialing.Go(func() {
 			for {
-				person := int(next.Add(1)) - 1
-				if person >= upTo || ctx.Err() != nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(missing) || ctx.Err() != nil {
 					return
 				}
-				if err := r.open(ctx, person); err != nil {
-					r.meter.fail(0, fmt.Errorf("connect: %w", err))
+				if err := r.arrive(ctx, missing[i]); err != nil {
+					r.meter.fail(r.meter.now(), fmt.Errorf("connect: %w", err))
 					failed.Add(1)
 					continue
 				}
-				if opened.Add(1) == int64(upTo-from)*99/100 {
+				if opened.Add(1) == int64(len(missing))*99/100 {
 					most.Store(int64(time.Since(began)))
 				}
 			}
@@ -139,22 +135,44 @@ func (r *run) connect(ctx context.Context, upTo int) Connected {
 	return Connected{int(opened.Load()), int(failed.Load()), time.Since(began).Seconds(), time.Duration(most.Load()).Seconds()}
 }
 
+// missing are those of the first people who have never been connected: whoever loses the connection comes back alone.
+func (r *run) missing(upTo int) []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []int
+	for person := range r.sockets[:upTo] {
+		if !r.known[person] {
+			list = append(list, person)
+		}
+	}
+	return list
+}
+
+// arrive connects a person and does what a client does next.
+func (r *run) arrive(ctx context.Context, person int) error {
+	s, err := r.open(ctx, person)
+	if err != nil || r.opts.Scenario != scenarioIdle || !r.opts.Sync {
+		return err
+	}
+	return r.sync(ctx, s)
+}
+
 // open connects a person and starts its reader.
-func (r *run) open(ctx context.Context, person int) error {
+func (r *run) open(ctx context.Context, person int) (*socket, error) {
 	r.mu.Lock()
 	token := r.people[person].Token
 	r.mu.Unlock()
 	s, err := dial(ctx, r.dialers[person%len(r.dialers)], r.opts.gatewayOf(person), token)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.to, s.person, s.tick = r, person, &r.beat
 	s.heard.Store(r.beat.Load())
 	r.mu.Lock()
-	r.sockets[person] = s
+	r.sockets[person], r.known[person] = s, true
 	r.mu.Unlock()
 	r.readers.Go(s.run)
-	return nil
+	return s, nil
 }
 
 // talkOf is the talk of a person and its side in it; nil if there is none.
@@ -184,11 +202,13 @@ func (r *run) pushed(s *socket, e *entry, now time.Time) {
 	}
 }
 
-// resync implements listener: pushes may have been lost.
+// resync implements listener: pushes may have been lost. A pair asks for its one conversation, all others do what they did
+// at first.
 func (r *run) resync(s *socket) {
 	t, i := r.talkOf(s.person)
 	if t == nil {
-		return // the keeper syncs idle ones
+		r.readers.Go(func() { r.begin(r.ctx, s) })
+		return
 	}
 	r.meter.note(func(c *Counts) { c.Syncs++ })
 	t.mu.Lock()
@@ -210,41 +230,63 @@ func (r *run) closed(s *socket, err error) {
 		return
 	}
 	r.meter.note(func(c *Counts) { c.Disconnects++ })
-	r.meter.fail(time.Now().UnixNano(), err)
-	r.readers.Go(func() { r.comeBack(s.person) })
+	r.meter.fail(r.meter.now(), err)
+	if advice, ok := returns(err); ok {
+		r.readers.Go(func() { r.comeBack(s.person, advice) })
+	}
 }
 
-// comeBack connects a person again, with full jitter between tries as section 7 of
+// returns says whether a client connects again after its connection ended so, and what the server advised to wait: section 9
+// of docs/protocol.md. An expired token is another matter, for a new one is at hand, and 4408 and 4429 say to come back.
+func returns(err error) (advice time.Duration, again bool) {
+	closed, ok := errors.AsType[*websocket.CloseError](err)
+	if !ok {
+		return 0, true
+	}
+	var told struct {
+		ReconnectMS int64 `json:"reconnect_ms"`
+	}
+	if json.Unmarshal([]byte(closed.Text), &told) != nil {
+		told.ReconnectMS = 0 // a word, no advice
+	}
+	switch closed.Code {
+	case 1003, 1007, 1009, 4400, 4401:
+		return 0, false
+	case 4402, 4408, 4429:
+		return time.Duration(told.ReconnectMS) * time.Millisecond, true
+	}
+	return time.Duration(told.ReconnectMS) * time.Millisecond, closed.Code < 4400
+}
+
+// comeBack connects a person again, first when the server advised, and with full jitter between tries as section 8 of
 // docs/protocol.md asks.
-func (r *run) comeBack(person int) {
+func (r *run) comeBack(person int, advice time.Duration) {
 	const most = 30 * time.Second
-	for tries := 0; ; tries++ {
-		pause := rand.N(min(most, time.Second<<min(tries, 5)))
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-r.ctx.Done():
-			timer.Stop()
+	pause := rand.N(time.Second) + advice
+	for tries := 1; ; tries++ {
+		if sleepUntil(r.ctx, time.Now().Add(pause)) != nil || r.ending.Load() {
 			return
 		}
-		if r.ending.Load() {
+		s, err := r.again(person)
+		if err == nil {
+			if t, i := r.talkOf(person); t != nil {
+				t.attach(i, s)
+			} else {
+				r.begin(r.ctx, s)
+			}
 			return
 		}
-		_, err := r.newToken(person)
-		if err == nil {
-			err = r.open(r.ctx, person)
-		}
-		if err == nil {
-			break
-		}
-		r.meter.fail(time.Now().UnixNano(), err)
+		r.meter.fail(r.meter.now(), err)
+		pause = rand.N(min(most, time.Second<<min(tries, 5)))
 	}
-	r.mu.Lock()
-	s := r.sockets[person]
-	r.mu.Unlock()
-	if t, i := r.talkOf(person); t != nil && s != nil {
-		t.attach(i, s)
+}
+
+// again connects a person with a new token.
+func (r *run) again(person int) (*socket, error) {
+	if _, err := r.newToken(person); err != nil {
+		return nil, err
 	}
+	return r.open(r.ctx, person)
 }
 
 // newToken gives a person a fresh token.

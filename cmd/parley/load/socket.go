@@ -57,9 +57,12 @@ type socket struct {
 	idle    time.Duration
 	// heard is the keeper's tick at the last frame.
 	heard atomic.Int64
-	// cursor is where the last Sync ended; of whoever syncs, one at a time.
-	cursor string
-	tick   *atomic.Int64
+	// cursor is where the last Sync ended; of whoever syncs.
+	syncing sync.Mutex
+	cursor  string
+	// watching are the people whose presence this connection watches, unseen those of them whom the server told nothing of.
+	watching, unseen atomic.Int32
+	tick             *atomic.Int64
 
 	mu     sync.Mutex
 	write  writer
@@ -259,12 +262,17 @@ func (s *socket) call(ctx context.Context, procedure string, req, res proto.Mess
 
 // callRaw is call with the answer as it came.
 func (s *socket) callRaw(ctx context.Context, procedure string, req proto.Message) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	request, err := proto.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", procedure, err)
 	}
+	return s.ask(ctx, func(w *writer, id uint32) []byte { return w.callFrame(id, procedure, "", request) })
+}
+
+// ask sends a frame and waits for its reply.
+func (s *socket) ask(ctx context.Context, encode func(w *writer, id uint32) []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	var body []byte // set before the answer is told
 	answer := make(chan error, 1)
 	fn := func(f *frame, err error) {
@@ -276,8 +284,7 @@ func (s *socket) callRaw(ctx context.Context, procedure string, req proto.Messag
 		}
 		answer <- err
 	}
-	err = s.begin(pending{fn: fn}, func(w *writer, id uint32) []byte { return w.callFrame(id, procedure, "", request) })
-	if err != nil {
+	if err := s.begin(pending{fn: fn}, encode); err != nil {
 		return nil, err
 	}
 	select {

@@ -31,10 +31,12 @@ type talk struct {
 	// turn is who sends next; waiting is what has to come before that.
 	turn    uint8
 	waiting uint8
-	// waitSince is when the message that is waited for was sent (ns).
-	waitSince int64
-	closedRun bool
-	scratch   []byte
+	// waitSince is when the message that is waited for was sent.
+	waitSince moment
+	// open are the messages without an answer, undelivered those that were acknowledged and have not reached the other side.
+	open, undelivered int
+	closedRun         bool
+	scratch           []byte
 }
 
 const (
@@ -44,17 +46,20 @@ const (
 
 // sent is one message as its sender knows it.
 type sent struct {
-	// intended is when it should have left, at when it left, in ns since 1970.
-	intended, at int64
-	content      uint64
+	// intended is when it should have left; at is when it left, in ns since 1970, and goes into its id.
+	intended moment
+	at       int64
+	content  uint64
 	// invoked and completed are ticks of the process, for the order in real time.
 	invoked, completed uint32
 	// seq counts from the talk's base.
 	seq     uint32
 	sender  uint8
 	outcome history.Outcome
-	// answered: completed by an answer, or by the connection's end.
+	// settled: completed by an answer, or by the connection's end.
 	settled bool
+	// givenUp: nobody waits any more, and the time until then was counted.
+	givenUp bool
 	// delivered: the other side has it.
 	delivered bool
 }
@@ -65,6 +70,8 @@ type side struct {
 	// id is the person's, as entries name their sender.
 	id     string
 	socket *socket // nil while there is none
+	// queue is when messages were meant to leave that found no connection.
+	queue []moment
 	// next is the seq that comes next, from the base; aside are those that came too early.
 	next  int64
 	aside map[int64]history.Entry
@@ -109,38 +116,65 @@ func (t *talk) counterOf(id [16]byte) (uint32, bool) {
 
 func (t *talk) message(counter uint32) *sent { return &t.sends[counter-t.first] }
 
-// send sends one message from a side. It holds the talk until it is written, so
-// that counters leave in their order.
-func (t *talk) send(from uint8, intended time.Time) {
+// send sends one message of the open loop, or has it wait for a connection: its time counts from when it was meant to
+// leave. It holds the talk until it is written, so that counters leave in their order.
+func (t *talk) send(from uint8, intended moment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sendLocked(from, intended)
+	d, m := t.sides[from], t.run.meter
+	late := time.Duration(m.now() - intended)
+	if d.socket == nil {
+		m.count(intended, func(c *Counts) { c.Sent++; c.Late.add(late); c.Errors["not connected"]++ })
+		d.queue = append(d.queue, intended)
+		return
+	}
+	if t.run.record(t) {
+		m.count(intended, func(c *Counts) { c.Sent++; c.Late.add(late) })
+		t.leaveLocked(from, intended)
+	}
 }
 
-func (t *talk) sendLocked(from uint8, intended time.Time) {
-	r := t.run
-	socket := t.sides[from].socket
-	if socket == nil {
-		// Nothing leaves: the open loop counts it, the closed one goes on after the reconnect.
-		r.meter.count(intended.UnixNano(), func(c *Counts) { c.Errors["not connected"]++ })
+// flushLocked sends what waited for the connection of a side.
+func (t *talk) flushLocked(from uint8) {
+	d := t.sides[from]
+	for len(d.queue) > 0 && d.socket != nil && t.run.record(t) {
+		intended := d.queue[0]
+		d.queue = d.queue[1:]
+		t.leaveLocked(from, intended)
+	}
+}
+
+// nextLocked sends a message of the closed loop, which is meant to leave now. Without a connection it goes on after
+// the reconnect.
+func (t *talk) nextLocked(from uint8) {
+	m := t.run.meter
+	now := m.now()
+	if t.sides[from].socket == nil {
+		m.count(now, func(c *Counts) { c.Errors["not connected"]++ })
 		t.waiting = 0
 		return
 	}
-	if !r.record(t) {
+	if !t.run.record(t) {
 		return
 	}
+	t.waiting, t.waitSince = t.run.wait, now
+	m.count(now, func(c *Counts) { c.Sent++ })
+	t.leaveLocked(from, now)
+}
+
+// leaveLocked writes a message to the connection of its sender.
+func (t *talk) leaveLocked(from uint8, intended moment) {
+	r := t.run
 	counter := t.first + uint32(len(t.sends))
-	now := time.Now().UnixNano()
-	id := t.clientID(counter, now)
+	now := time.Now()
+	id := t.clientID(counter, now.UnixNano())
 	var text uuidText
 	formatUUID(&text, id)
 	body := t.text(counter)
-	t.sends = append(t.sends, sent{intended: intended.UnixNano(), at: now, content: hash(body), invoked: r.tick(), sender: from})
-	if t.closedRun {
-		t.waiting, t.waitSince = r.wait, now
-	}
-	r.meter.count(intended.UnixNano(), func(c *Counts) { c.Sent++ })
-	err := socket.begin(pending{talk: t, counter: counter}, func(w *writer, id uint32) []byte {
+	t.sends = append(t.sends, sent{intended: intended, at: now.UnixNano(), content: hash(body), invoked: r.tick(), sender: from})
+	t.open++
+	r.meter.count(r.meter.at(now), func(c *Counts) { c.SentIn++ })
+	err := t.sides[from].socket.begin(pending{talk: t, counter: counter}, func(w *writer, id uint32) []byte {
 		return w.send(id, t.id, text[:], body)
 	})
 	if err != nil {
@@ -157,20 +191,32 @@ func (t *talk) answered(counter uint32, f *frame, now time.Time) {
 	}
 	m, r := t.message(counter), t.run
 	m.settled, m.completed = true, r.tick()
-	took := time.Duration(now.UnixNano() - m.intended)
+	if !m.givenUp {
+		t.open--
+	}
+	arrived := r.meter.at(now)
+	took := time.Duration(arrived - m.intended)
 	if f.kind == kindError {
 		t.refusedLocked(m, f, took)
 		return
 	}
 	seq, err := decodeSeq(f.body)
-	if err != nil || seq <= t.base {
-		r.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Errors["answer without a seq"]++ })
-	} else {
+	good := err == nil && seq > t.base
+	if good {
 		m.outcome, m.seq = history.Acked, uint32(seq-t.base)
-		r.meter.arrived(m.intended, now, func(c *Counts) { c.Acked++; c.Ack.add(took) }, func(c *Counts) { c.AckedIn++ })
+	}
+	switch {
+	case m.givenUp: // counted
+	case good:
+		if !m.delivered {
+			t.undelivered++
+		}
+		r.meter.arrived(m.intended, arrived, func(c *Counts) { c.Acked++; c.Ack.add(took) }, func(c *Counts) { c.AckedIn++ })
+	default:
+		r.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Errors["answer without a seq"]++ })
 	}
 	t.waiting &^= waitAck
-	t.advanceLocked(now)
+	t.advanceLocked()
 }
 
 // refusedLocked takes an error for an answer. The closed loop goes on when the server
@@ -184,8 +230,13 @@ func (t *talk) refusedLocked(m *sent, f *frame, took time.Duration) {
 	if ok {
 		pause = told.RetryAfter
 	}
-	if ok && !told.unknown() {
+	refused := ok && !told.unknown()
+	if refused {
 		m.outcome = history.Refused
+	}
+	switch {
+	case m.givenUp: // counted
+	case refused:
 		r.meter.count(m.intended, func(c *Counts) {
 			c.Refused++
 			c.Refusal.add(took)
@@ -193,7 +244,7 @@ func (t *talk) refusedLocked(m *sent, f *frame, took time.Duration) {
 				c.Hinted++
 			}
 		})
-	} else {
+	default:
 		r.meter.count(m.intended, func(c *Counts) { c.Unknown++ })
 	}
 	if t.closedRun {
@@ -214,7 +265,10 @@ func (t *talk) unanswered(counter uint32) {
 func (t *talk) lostLocked(counter uint32) {
 	m := t.message(counter)
 	m.settled = true
-	t.run.meter.count(m.intended, func(c *Counts) { c.Unknown++ })
+	if !m.givenUp {
+		t.open--
+		t.run.meter.count(m.intended, func(c *Counts) { c.Unknown++ })
+	}
 	t.waiting = waitAck | waitDelivery // until the reconnect, which resumes
 }
 
@@ -224,18 +278,18 @@ func (t *talk) resume() {
 	defer t.mu.Unlock()
 	if t.closedRun {
 		t.waiting = 0
-		t.advanceLocked(time.Now())
+		t.advanceLocked()
 	}
 }
 
 // advanceLocked sends the next message of a closed loop when everything that it waits
 // for has come. The two take turns.
-func (t *talk) advanceLocked(now time.Time) {
+func (t *talk) advanceLocked() {
 	if !t.closedRun || t.waiting != 0 || !t.run.sending.Load() {
 		return
 	}
 	t.turn ^= 1
-	t.sendLocked(t.turn, now)
+	t.nextLocked(t.turn)
 }
 
 // text makes the message: telling for people, of the wanted size, and no two alike.
@@ -257,17 +311,18 @@ func (t *talk) text(counter uint32) []byte {
 	return b
 }
 
-// attach gives a side its connection, repairs what it missed without one, and goes
-// on with a loop that stood still because of that.
+// attach gives a side its connection, repairs what it missed without one, sends what waited for it, and goes on
+// with a loop that stood still because of that.
 func (t *talk) attach(i int, s *socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	d := t.sides[i]
 	d.socket, d.repairing = s, false
 	t.repairLocked(i)
+	t.flushLocked(uint8(i))
 	if t.closedRun && (t.waiting == 0 || t.lastLostLocked(i)) {
 		t.waiting = 0
-		t.advanceLocked(time.Now())
+		t.advanceLocked()
 	}
 }
 
@@ -289,10 +344,10 @@ func (t *talk) detach(s *socket) {
 }
 
 // stalled repairs the side that has waited for a message for too long: its push was lost.
-func (t *talk) stalled(now time.Time, patience time.Duration) {
+func (t *talk) stalled(now moment, patience time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closedRun && t.waiting == waitDelivery && now.UnixNano()-t.waitSince > int64(patience) {
+	if t.closedRun && t.waiting == waitDelivery && time.Duration(now-t.waitSince) > patience {
 		t.repairLocked(int(t.turn ^ 1))
 	}
 	for i, d := range t.sides {
@@ -307,19 +362,48 @@ func (t *talk) stalled(now time.Time, patience time.Duration) {
 func (t *talk) quiet() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := len(t.sends) - 1; i >= 0 && i >= len(t.sends)-64; i-- { // at most 32 calls are open on a socket
-		m := t.sends[i]
-		if !m.settled || m.outcome == history.Acked && !m.delivered {
-			return false
-		}
+	return t.open == 0 && t.undelivered == 0 && len(t.sides[0].queue)+len(t.sides[1].queue) == 0
+}
+
+// giveUp ends the wait for the last answers and pushes. What has not come is counted with the time that it has taken so
+// far: to leave it out would leave out the slowest.
+func (t *talk) giveUp(now moment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.sends {
+		t.giveUpLocked(&t.sends[i], now)
 	}
-	return true
+	for _, d := range t.sides {
+		for _, intended := range d.queue {
+			t.run.meter.count(intended, func(c *Counts) { c.NeverSent++; c.Ack.add(time.Duration(now - intended)) })
+		}
+		d.queue = nil
+	}
+}
+
+func (t *talk) giveUpLocked(m *sent, now moment) {
+	took := time.Duration(now - m.intended)
+	switch {
+	case m.givenUp:
+	case !m.settled:
+		m.givenUp = true
+		t.open--
+		t.run.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Unanswered++; c.Ack.add(took) })
+	case m.outcome == history.Acked && !m.delivered:
+		m.givenUp = true
+		t.undelivered--
+		t.run.meter.count(m.intended, func(c *Counts) { c.Undelivered++; c.Delivery.add(took) })
+	}
 }
 
 // forgetLocked drops old messages where nothing is recorded: only latencies need them.
 func (t *talk) forgetLocked() {
 	const enough = 1024
 	if len(t.sends) >= 2*enough {
+		now := t.run.meter.now()
+		for i := range t.sends[:enough] {
+			t.giveUpLocked(&t.sends[i], now)
+		}
 		t.sends = append(t.sends[:0], t.sends[enough:]...)
 		t.first += enough
 	}

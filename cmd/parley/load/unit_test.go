@@ -2,14 +2,19 @@ package load
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/parleychat/parley/cmd/parley/crowd"
 	"github.com/parleychat/parley/pkg/history"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
@@ -70,6 +75,10 @@ func TestFramesAreWrittenAsGeneratedCodeReadsThem(t *testing.T) {
 		var req messagingv1.SendMessageRequest
 		require.NoError(t, proto.Unmarshal(client.GetCall().GetRequest(), &req))
 		require.True(t, proto.Equal(&messagingv1.SendMessageRequest{ConversationId: "conversation", ClientMessageId: "id", Text: "text"}, &req))
+		require.NoError(t, proto.Unmarshal(w.watch(8, []string{"a", "b"}), &client))
+		require.EqualValues(t, 8, client.GetId())
+		require.Equal(t, []string{"a", "b"}, client.GetWatch().GetUserIds())
+		require.True(t, client.GetWatch().GetReplace())
 		require.NoError(t, proto.Unmarshal(w.authenticate(6, "token"), &client))
 		require.Equal(t, "token", client.GetAuthenticate().GetAccessToken())
 	}
@@ -188,4 +197,70 @@ func TestOutcomesOfErrors(t *testing.T) {
 	require.True(t, (&fault{Code: "deadline_exceeded"}).unknown())
 	require.False(t, (&fault{Code: "resource_exhausted"}).unknown())
 	require.Equal(t, history.Hash("text"), hash([]byte("text")))
+}
+
+// A message that never got its answer, one that never arrived and one that never left count with the time they took so
+// far, and only once.
+func TestTheSlowestAreNotLeftOut(t *testing.T) {
+	t.Parallel()
+	r := &run{meter: newMeter(), keep: true, limit: 100}
+	tk := &talk{run: r, sides: [2]*side{{next: 1}, {next: 1}}}
+	tk.sends = []sent{{}, {settled: true, outcome: history.Acked}, {settled: true, outcome: history.Acked, delivered: true}}
+	tk.open, tk.undelivered = 1, 1
+	tk.send(0, 0) // without a connection
+	require.False(t, tk.quiet())
+	for range 2 {
+		tk.giveUp(moment(15 * time.Second))
+	}
+	require.True(t, tk.quiet())
+	c := r.meter.takeWindow()
+	require.EqualValues(t, 1, c.Unknown)
+	require.EqualValues(t, 1, c.Unanswered)
+	require.EqualValues(t, 1, c.NeverSent)
+	require.EqualValues(t, 1, c.Undelivered)
+	require.EqualValues(t, 2, c.Ack.TotalCount())
+	require.EqualValues(t, 1, c.Delivery.TotalCount())
+	require.InEpsilon(t, 15_000, latencyOf(c.Ack).Max, 0.01)
+	require.InEpsilon(t, 15_000, latencyOf(c.Delivery).Max, 0.01)
+	// The judge's repair finds the one that had not arrived: it was counted.
+	tk.deliveredLocked(1, 1, true, time.Now(), false)
+	c = r.meter.takeWindow()
+	require.EqualValues(t, 1, c.Missed)
+	require.EqualValues(t, 1, c.Delivery.TotalCount())
+}
+
+func TestWhoComesBack(t *testing.T) {
+	t.Parallel()
+	for _, one := range []struct {
+		code   int
+		reason string
+		advice time.Duration
+		again  bool
+	}{
+		{1012, `{"reconnect_ms":1500,"resume":true}`, 1500 * time.Millisecond, true}, {4008, "x", 0, true}, {4402, "TOKEN_EXPIRED", 0, true},
+		{4429, `{"reconnect_ms":100}`, 100 * time.Millisecond, true}, {4401, "SESSION_REVOKED", 0, false}, {4400, "BAD_FRAME", 0, false},
+		{4499, "", 0, false}, {1003, "", 0, false},
+	} {
+		advice, again := returns(fmt.Errorf("read: %w", &websocket.CloseError{Code: one.code, Text: one.reason}))
+		require.Equal(t, one.again, again, one)
+		require.True(t, !again || advice == one.advice, one)
+	}
+	_, again := returns(io.ErrUnexpectedEOF)
+	require.True(t, again)
+}
+
+func TestAroundAPerson(t *testing.T) {
+	t.Parallel()
+	r := &run{people: make([]crowd.Person, 6)}
+	for i := range r.people {
+		r.people[i].ID = uuid.New()
+	}
+	for watch, want := range map[int]int{0: 0, 1: 1, 4: 4, 5: 5, 9: 5} {
+		r.opts.Watch = watch
+		list := r.around(2)
+		require.Len(t, list, want)
+		slices.Sort(list)
+		require.Len(t, slices.Compact(list), want, "nobody twice")
+		require.NotContains(t, list, r.people[2].ID.String())
+	}
 }

@@ -123,16 +123,35 @@ func (t *talk) deliveredLocked(i int, counter uint32, ours bool, now time.Time, 
 		return
 	}
 	m.delivered = true
-	took := time.Duration(now.UnixNano() - m.intended)
-	if push {
-		t.run.meter.arrived(m.intended, now, func(c *Counts) { c.Delivered++; c.Delivery.add(took) }, func(c *Counts) { c.DeliveredIn++ })
-	} else {
-		t.run.meter.count(m.intended, func(c *Counts) { c.Missed++ })
+	if m.outcome == history.Acked && !m.givenUp {
+		t.undelivered--
 	}
+	t.countDelivery(m, t.run.meter.at(now), push)
 	if counter+1 == t.first+uint32(len(t.sends)) {
 		t.waiting &^= waitDelivery
-		t.advanceLocked(now)
+		t.advanceLocked()
 	}
+}
+
+// countDelivery counts a message that reached the other side, with the time it took, by whatever way it came: those that
+// had to be repaired are the slow ones.
+func (t *talk) countDelivery(m *sent, now moment, push bool) {
+	took, waited := time.Duration(now-m.intended), !m.givenUp || m.outcome != history.Acked
+	fn := func(c *Counts) {
+		if push {
+			c.Delivered++
+		} else {
+			c.Missed++
+		}
+		if waited {
+			c.Delivery.add(took)
+		}
+	}
+	if !push {
+		t.run.meter.count(m.intended, fn)
+		return
+	}
+	t.run.meter.arrived(m.intended, now, fn, func(c *Counts) { c.DeliveredIn++ })
 }
 
 func (t *talk) senderOf(id []byte) uint8 {
@@ -187,7 +206,7 @@ func (t *talk) repaired(i int, from *socket, f *frame, err error) {
 		more, err = t.takePageLocked(i, f.body)
 	}
 	if err != nil {
-		t.run.meter.fail(time.Now().UnixNano(), err) // the keeper tries again
+		t.run.meter.fail(t.run.meter.now(), err) // the keeper tries again
 		return
 	}
 	if more || len(d.aside) > 0 {
@@ -217,7 +236,10 @@ func (t *talk) catchUp(ctx context.Context, i int) error {
 // readLog reads the conversation from the base to its end, as one side.
 func (t *talk) readLog(ctx context.Context, i int) (history.Log, error) {
 	log := history.Log{Conversation: t.id, Member: t.sides[i].id}
-	err := t.pages(ctx, i, 0, func(e *entry) { log.Entries = append(log.Entries, t.toHistory(e)) })
+	err := again(ctx, func() error {
+		log.Entries = nil
+		return t.pages(ctx, i, 0, func(e *entry) { log.Entries = append(log.Entries, t.toHistory(e)) })
+	})
 	return log, err
 }
 

@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/parleychat/parley/cmd/parley/crowd"
 )
 
@@ -61,6 +59,9 @@ type outcome struct {
 	// Seconds is how long the window was: shorter than wished if the record was full.
 	Seconds float64 `json:"seconds"`
 	Alive   int     `json:"alive"`
+	// Watching are the people whose presence the connections watch, Unseen those of them of whom the server told nothing.
+	Watching int64 `json:"watching"`
+	Unseen   int64 `json:"unseen"`
 	// Full: the record was, and the load ended early.
 	Full bool `json:"full"`
 }
@@ -117,17 +118,16 @@ func (w *worker) obey(ctx context.Context, o order) *outcome {
 	var err error
 	switch o.Do {
 	case "connect":
-		r.meter.measure(time.Unix(0, 0), time.Now().Add(time.Hour))
 		c := r.connect(ctx, o.UpTo)
 		done.Connected = &c
 	case "prepare":
 		err = r.prepare(ctx)
-	case "sync":
-		err = r.syncAll(ctx)
+	case "watch":
+		err = r.watchAll(ctx)
 	case "run":
 		err = r.direct(ctx, o.At)
 	case "judge":
-		done.Verdict, err = r.judge(ctx)
+		done.Verdict = r.judge(ctx)
 	case "look":
 	case "end":
 		r.end()
@@ -138,23 +138,12 @@ func (w *worker) obey(ctx context.Context, o order) *outcome {
 		done.Error = err.Error()
 	}
 	done.Counts, done.CPU, done.Alive, done.Full = r.meter.takeWindow(), r.cpu, r.alive(), r.full.Load()
+	for _, s := range r.connected() {
+		done.Watching += int64(s.watching.Load())
+		done.Unseen += int64(s.unseen.Load())
+	}
 	done.Seconds = min(r.seconds, r.opts.Duration.Seconds())
 	return &done
-}
-
-// syncAll calls Sync for every connection, as each client does after its welcome.
-func (r *run) syncAll(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(callsAtOnce)
-	r.mu.Lock()
-	sockets := append([]*socket(nil), r.sockets...)
-	r.mu.Unlock()
-	for _, s := range sockets {
-		if s != nil && s.cursor == "" {
-			group.Go(func() error { return r.sync(ctx, s) })
-		}
-	}
-	return group.Wait()
 }
 
 // seconds tells every second what was counted in it.
