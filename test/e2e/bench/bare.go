@@ -56,6 +56,13 @@ func startBare(t testing.TB, of people) people {
 	}}
 }
 
+// loadAverage is that of the last minute, for the record.
+func loadAverage() string {
+	raw, _ := os.ReadFile("/proc/loadavg") // unknown elsewhere
+	one, _, _ := strings.Cut(string(raw), " ")
+	return one
+}
+
 // cpuModel names the processor, for the record.
 func cpuModel() string {
 	raw, _ := os.ReadFile("/proc/cpuinfo") // unknown elsewhere

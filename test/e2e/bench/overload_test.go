@@ -1,0 +1,85 @@
+package bench
+
+import (
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/test/e2e/system"
+)
+
+const (
+	// normalDelay is what p99 may be above before when things are normal again, beside normalTimes.
+	normalDelay = 5.0 // ms
+	normalTimes = 1.5
+	// leastOffered is which part of the wanted load must have left in time: a client that cannot offer it overloads nobody.
+	leastOffered = 0.98
+	// startingTime is what `parley load` takes until it talks.
+	startingTime = 2 * time.Second
+	// recoverWithin is when everything has to be as before.
+	recoverWithin = 30 * time.Second
+)
+
+// overload pins the product to one CPU and the client to another, finds the peak and asks for three times that.
+func (m *measurer) overload(t *testing.T) {
+	options := system.Options{Env: manySockets()}
+	if runtime.NumCPU() > 1 {
+		options.CPU, m.cpu = "0", "1"
+		defer func() { m.cpu = "" }()
+	}
+	product := system.Start(t, system.OneProcess, options)
+	ours := m.seedOne(product, "overload", "--users", strconv.Itoa(2*m.plan.pairs), "--pairs", strconv.Itoa(m.plan.pairs))
+	peak := m.load(ours, m.pairs("--check=false")...)
+	m.whole(peak)
+	at := func(times float64, warmup, duration time.Duration, args ...string) figures {
+		rate := strconv.FormatFloat(max(peak.MessagesPerSecond*times, 1), 'f', 0, 64)
+		return m.load(ours, append([]string{
+			"--pairs", strconv.Itoa(m.plan.pairs), "--mode", "open", "--rate", rate, "--warmup", warmup.String(), "--duration", duration.String(),
+		}, args...)...)
+	}
+	seconds := time.Duration(m.plan.seconds) * time.Second
+	warm := min(seconds, 5*time.Second)
+	calm := at(0.3, warm, seconds)
+	m.kept(calm)
+	// Without a record, so that the client ends soon; the same is judged below.
+	over := at(3, warm, seconds, "--check=false")
+	rest := time.Duration(m.plan.calm)*time.Second - time.Since(over.Ended) - startingTime
+	after := at(0.3, max(rest, 0), min(seconds, 5*time.Second))
+	m.kept(after)
+	m.sayf("peak %.0f/s; at three times (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms",
+		peak.MessagesPerSecond, over.SentIn, over.Sent, over.MessagesPerSecond, over.Refused, over.Sent, over.Refusal, over.Ack, over.Late.P99)
+	m.sayf("delivery at 0.3 times the peak, before: %s; in the window that ended %.1f s after the overload: %s", calm.Delivery,
+		after.Ended.Sub(over.Ended).Seconds(), after.Delivery)
+	for name, p := range over.Processes {
+		before := calm.Processes[name]
+		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
+			before.RSSPeak>>20, p.RSSPeak>>20, before.PSS>>20, p.PSS>>20)
+	}
+	requireHonest(t, over)
+	judged := at(3, 0, warm)
+	requireHonest(t, judged)
+	require.True(t, judged.Checked)
+	if !m.plan.judged {
+		return
+	}
+	require.GreaterOrEqual(t, float64(over.SentIn), leastOffered*float64(over.Sent), "the client did not offer the load")
+	require.Positive(t, over.Refused, "three times the peak is too much")
+	require.GreaterOrEqual(t, over.MessagesPerSecond, leastGoodput*peak.MessagesPerSecond, "goodput")
+	require.LessOrEqual(t, over.Refusal.P99, mostRefusalP99, "refusals are quick, in milliseconds")
+	require.LessOrEqual(t, after.Ended.Sub(over.Ended), recoverWithin, "the window after the overload")
+	require.LessOrEqual(t, after.Delivery.P99, normalTimes*calm.Delivery.P99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
+	require.LessOrEqual(t, over.Processes["server"].RSSPeak>>20, 2*(calm.Processes["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
+	require.LessOrEqual(t, over.Processes["postgres"].PSS>>20, 2*(calm.Processes["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
+}
+
+// requireHonest requires that everything was stored or refused, and that every refusal said when to come again: a server that
+// drops what is too much, or answers that it does not know, makes clients ask again at once.
+func requireHonest(t *testing.T, over figures) {
+	t.Helper()
+	require.Zero(t, over.Unknown+over.NeverSent, "without a certain outcome")
+	require.Equal(t, over.Sent, over.Acked+over.Refused, "stored or refused")
+	require.Equal(t, over.Refused, over.Hinted, "every refusal says when to come again")
+}
