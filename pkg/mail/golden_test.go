@@ -34,10 +34,10 @@ func TestGoldenMails(t *testing.T) {
 		"new_second_factor":      {Template: mail.NewSecondFactor, Data: map[string]string{"username": "anna", "address": "192.0.2.7"}},
 		"account_suspended":      {Template: mail.AccountSuspended, Data: map[string]string{"username": "anna", "reason": "spam in many groups", "until": "2026-04-01"}},
 		"account_suspended_bare": {Template: mail.AccountSuspended, Data: map[string]string{"username": "anna"}},
-		"new_device":             {Template: mail.NewDevice, Data: map[string]string{"username": "anna", "device": "Firefox on Linux", "address": "192.0.2.7"}},
+		"recovery_code_used":     {Template: mail.RecoveryCodeUsed, Data: map[string]string{"username": "anna", "left": "9", "device": "Firefox on Linux", "address": "192.0.2.7"}},
 		// What people type must neither break a header nor become markup.
-		"hostile": {Template: mail.NewDevice, Locale: "xx-YY", Data: map[string]string{
-			"username": "a\r\nBcc: x@example.org", "device": `<a href="https://evil.example">click</a>` + "\u202e", "address": "192.0.2.7",
+		"hostile": {Template: mail.RecoveryCodeUsed, Locale: "xx-YY", Data: map[string]string{
+			"left": "9", "username": "a\r\nBcc: x@example.org", "device": `<a href="https://evil.example">click</a>` + "\u202e", "address": "192.0.2.7",
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

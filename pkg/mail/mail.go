@@ -51,8 +51,9 @@ const (
 	IdentityUnlinked = "identity_unlinked"
 	// AccountSuspended needs username, may have reason, until.
 	AccountSuspended = "account_suspended"
-	// NewDevice needs username, device, may have address (of the network).
-	NewDevice = "new_device"
+	// RecoveryCodeUsed needs username, left: how many codes there still are; may have
+	// device, address (of the network).
+	RecoveryCodeUsed = "recovery_code_used"
 )
 
 // required are the keys without which a template says nothing.
@@ -67,7 +68,7 @@ var required = map[string][]string{
 	IdentityLinked:   {"username", "provider"},
 	IdentityUnlinked: {"username", "provider"},
 	AccountSuspended: {"username"},
-	NewDevice:        {"username", "device"},
+	RecoveryCodeUsed: {"username", "left"},
 }
 
 const (
@@ -119,11 +120,29 @@ func (m Message) check() error {
 		}
 	}
 	// Nothing of the address in the error: it would end up in a log.
-	if a, err := netmail.ParseAddress(m.To); err != nil || a.Address != m.To || len(m.To) > maxAddress {
+	if !Mailable(m.To) {
 		return fmt.Errorf("mail %s: the recipient is no address", m.Template)
 	}
 	_, err := m.life()
 	return err
+}
+
+// Mailable tells whether a mail can be sent to an address: bare, in ASCII, at a
+// domain, without the quotes and literals of RFC 5322 that no mailbox of a person's
+// has. The rules of form for addresses elsewhere are wider ("a..b@example.org");
+// whoever takes an address from somebody asks here before it is stored.
+func Mailable(address string) bool {
+	a, err := netmail.ParseAddress(address)
+	return err == nil && a.Address == address && len(address) <= maxAddress && bare(address)
+}
+
+func bare(address string) bool {
+	for _, r := range address {
+		if r <= ' ' || r > '~' || r == '"' || r == '[' {
+			return false
+		}
+	}
+	return true
 }
 
 // life is for how long the mail is of use.

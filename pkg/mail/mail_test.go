@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -381,4 +382,33 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return string(slices.Clone(l.text))
+}
+
+// A mail server that hangs does not hold a process that ends: the mail goes back to the queue, for the next.
+func TestTheEndCutsWhatHangs(t *testing.T) {
+	t.Parallel()
+	hanging, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = hanging.Close() })
+	called := make(chan net.Conn, 1)
+	go func() {
+		if conn, err := hanging.Accept(); err == nil {
+			called <- conn
+		}
+	}()
+	host, port := split(t, hanging.Addr().String())
+	p := open(t, mailsink.Options{}, func(c *mail.Config) {
+		c.Drain, c.Settings.Timeout, c.Settings.Host, c.Settings.Port = 20*time.Millisecond, time.Minute, host, port
+	})
+	p.send(notice("anna@example.org"))
+	conn := <-called
+	defer conn.Close()
+	ended := make(chan struct{})
+	go func() { p.stop(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(wait):
+		require.FailNow(t, "the worker waits for a server that hangs")
+	}
+	require.EqualValues(t, 1, p.stream().State.Msgs, "the mail is still in the queue")
 }

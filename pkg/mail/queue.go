@@ -32,7 +32,7 @@ const (
 	remembered = time.Hour
 )
 
-// Config is what a queue is made of. All fields have to be set, except Backoff.
+// Config is what a queue is made of. All fields have to be set, except Backoff and Drain.
 type Config struct {
 	// Service owns the queue: the stream mail-<service>, the subject mail.<service>.
 	Service string
@@ -46,6 +46,9 @@ type Config struct {
 	// Backoff gives the wait after the delivery that failed with that number, counted from 1;
 	// 1, 5, then 30 minutes when nil.
 	Backoff func(attempt int) time.Duration
+	// Drain is how long deliveries that have begun may still take after the end of
+	// Run's context; 10 s when zero.
+	Drain time.Duration
 }
 
 // Queue takes mails (Send) and delivers them (Run). It is safe for concurrent use.
@@ -63,6 +66,9 @@ func New(cfg Config) (*Queue, error) {
 	q := &Queue{cfg: cfg, log: cfg.Log.With("queue", streamName(cfg.Service)), metrics: newMetrics(cfg.Service, cfg.Log)}
 	if q.cfg.Backoff == nil {
 		q.cfg.Backoff = defaultBackoff
+	}
+	if q.cfg.Drain <= 0 {
+		q.cfg.Drain = defaultDrain
 	}
 	var err error
 	if q.sealer, err = newSealer(cfg.Key, cfg.Service); err != nil {

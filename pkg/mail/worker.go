@@ -24,6 +24,10 @@ const (
 	// depthEvery is how often the length of the queue is measured.
 	depthEvery = 15 * time.Second
 	askTimeout = 5 * time.Second
+	// defaultDrain ends before the 15 s that a service gives to each phase of its
+	// shutdown: what is cut off by us is given back to the queue at once, what dies with
+	// the process may have been delivered and goes out again after ackWait.
+	defaultDrain = 10 * time.Second
 )
 
 // defaultBackoff is that of most mail servers' greylisting, and then patient.
@@ -48,8 +52,8 @@ func nextTry(wait, left time.Duration) (time.Duration, bool) {
 	return min(wait, left/2), true
 }
 
-// Run delivers mails until ctx ends, and then those that it has begun. It returns
-// nil: whatever goes wrong with stream or server, it tries again.
+// Run delivers mails until ctx ends, and then, for Config.Drain, those that it has
+// begun. It returns nil: whatever goes wrong with stream or server, it tries again.
 func (q *Queue) Run(ctx context.Context) error {
 	if !q.Enabled() {
 		q.log.WarnContext(ctx, "no mail server is configured: whatever needs a mail says UNAVAILABLE")
@@ -57,6 +61,14 @@ func (q *Queue) Run(ctx context.Context) error {
 		return nil
 	}
 	w := &worker{q: q, slots: make(chan struct{}, concurrency)}
+	delivering, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	w.delivering = delivering
+	stop := context.AfterFunc(ctx, func() {
+		pause(delivering, q.cfg.Drain)
+		cut()
+	})
+	defer stop()
 	defer w.busy.Wait()
 	for attempt := 1; ctx.Err() == nil; attempt++ {
 		started := q.cfg.Clock.Now()
@@ -87,6 +99,9 @@ type worker struct {
 	q     *Queue
 	slots chan struct{}
 	busy  sync.WaitGroup
+	// delivering outlives the context of Run by Config.Drain: its end ends no
+	// conversation with a mail server at once, or the mail might go out twice.
+	delivering context.Context //nolint:containedctx // one for all deliveries, longer than that of the caller
 }
 
 // consume takes mails until ctx ends or the consumer is lost.
@@ -121,8 +136,11 @@ func (w *worker) consume(ctx context.Context) error {
 		}
 		w.busy.Go(func() {
 			defer func() { <-w.slots }()
-			// The end of ctx ends no conversation with the mail server: the mail would go out twice.
-			w.take(context.WithoutCancel(ctx), msg)
+			// The wait for a slot is not the delivery's: the time for that begins anew.
+			if err := msg.InProgress(); err != nil {
+				w.q.log.WarnContext(ctx, "the queue could not be told that a mail is under way", "error", err)
+			}
+			w.take(w.delivering, msg)
 		})
 	}
 }
@@ -223,7 +241,7 @@ func (q *Queue) deliver(ctx context.Context, id uuid.UUID, e envelope) error {
 
 func (w *worker) done(ctx context.Context, msg jetstream.Msg, template string) {
 	w.q.metrics.count(ctx, template, outcomeSent)
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
 	// Waited for, and asked again: a lost acknowledgement is a second mail.
 	err := msg.DoubleAck(ctx)
