@@ -50,14 +50,14 @@ func messageCreated(conversationID uuid.UUID, key sendKey) *eventv1.Event {
 	})
 }
 
-// messageDelivered and messageSeen tell of one flush, which is their key. Every
-// mark in them is a maximum, so their order does not matter.
-func messageDelivered(flush uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event {
-	return event.New(typeMessageDelivered, flush.String(), 1, &messagingv1.MessageDelivered{Watermarks: marks})
+// messageDelivered and messageSeen tell of one transaction of a flush; id is theirs
+// and their key. Every mark in them is a maximum, so their order does not matter.
+func messageDelivered(id uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event {
+	return event.New(typeMessageDelivered, id.String(), 1, &messagingv1.MessageDelivered{Watermarks: marks})
 }
 
-func messageSeen(flush uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event {
-	return event.New(typeMessageSeen, flush.String(), 1, &messagingv1.MessageSeen{Watermarks: marks})
+func messageSeen(id uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event {
+	return event.New(typeMessageSeen, id.String(), 1, &messagingv1.MessageSeen{Watermarks: marks})
 }
 
 // listeners are the subscriptions of the service.

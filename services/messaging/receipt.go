@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"strconv"
 	"sync"
 	"time"
 
@@ -30,6 +32,11 @@ const (
 	flushChunk = 200
 	// flushTimeout bounds one such transaction.
 	flushTimeout = 3 * time.Second
+	// flushIdle is after which time PostgreSQL ends such a transaction, and frees its
+	// rows, when the process that holds it says nothing more: it is frozen, or the
+	// machine is gone. The role's own bound, 10 s, would hold up other replicas' sends
+	// beyond the patience of their callers.
+	flushIdle = time.Second
 	// maxKnown memberships are remembered, for knownLife. A membership that ends
 	// meanwhile does no harm: the flush looks again.
 	maxKnown  = 200_000
@@ -171,41 +178,58 @@ func (r *receipts) run(ctx context.Context) error {
 	}
 }
 
-// flush stores all that waits, in chunks. The marks of a chunk that failed wait
-// for the next flush.
+// flush stores all that waits, in chunks. What could not be stored waits for the
+// next flush: a chunk with faulty data alone, all that is left when the database is
+// away, since each further chunk would only wait as long as the first one has.
 func (r *receipts) flush(ctx context.Context) {
 	r.mu.Lock()
 	marks := r.marks
 	r.marks = map[place]mark{}
 	r.mu.Unlock()
 
-	chunk := make(map[place]mark, min(len(marks), flushChunk))
-	store := func() {
-		if err := r.store(ctx, chunk); err != nil {
-			r.log.WarnContext(ctx, "receipts not stored yet", "marks", len(chunk), "error", err)
-			for key, m := range chunk {
-				_ = r.add(key, m) // when there is no room for it, newer marks have taken it
-			}
+	left := map[place]mark{}
+	var failed error
+	for len(marks) > 0 {
+		chunk := takeMarks(marks, flushChunk)
+		err := r.store(ctx, chunk)
+		if err == nil {
+			continue
 		}
-		clear(chunk)
+		failed = err
+		maps.Copy(left, chunk)
+		if !faultyData(err) {
+			maps.Copy(left, marks)
+			break
+		}
 	}
+	if failed != nil {
+		r.log.WarnContext(ctx, "receipts not stored yet", "marks", len(left), "error", failed)
+	}
+	for key, m := range left {
+		_ = r.add(key, m) // when there is no room for it, newer marks have taken it
+	}
+}
+
+// takeMarks moves up to n of the marks out of them.
+func takeMarks(marks map[place]mark, n int) map[place]mark {
+	chunk := make(map[place]mark, min(n, len(marks)))
 	for key, m := range marks {
-		if chunk[key] = m; len(chunk) == flushChunk {
-			store()
+		if len(chunk) == n {
+			break
 		}
+		chunk[key] = m
+		delete(marks, key)
 	}
-	if len(chunk) > 0 {
-		store()
-	}
+	return chunk
 }
 
 // store writes marks with their events, then tells the people.
 func (r *receipts) store(ctx context.Context, marks map[place]mark) error {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	flush, err := uuid.NewV7()
+	id, err := uuid.NewV7()
 	if err != nil {
-		return fmt.Errorf("make flush id: %w", err)
+		return fmt.Errorf("make id of the events: %w", err)
 	}
 	lock, raise := db.MemberLockParams{}, db.MemberMarkParams{}
 	for key, m := range marks {
@@ -219,13 +243,13 @@ func (r *receipts) store(ctx context.Context, marks map[place]mark) error {
 	var risen []db.MemberMarkRow
 	err = r.outbox.Tx(ctx, func(tx pgx.Tx, emit func(...*eventv1.Event) error) error {
 		q := db.New(tx)
-		if err := q.MemberLock(ctx, lock); err != nil {
-			return fmt.Errorf("lock members: %w", err)
+		if err := lockMarked(ctx, q, lock); err != nil {
+			return err
 		}
 		if risen, err = q.MemberMark(ctx, raise); err != nil {
 			return fmt.Errorf("raise watermarks: %w", err)
 		}
-		return emit(told(flush, risen)...)
+		return emit(told(id, risen)...)
 	})
 	if err != nil {
 		return errors.Join(err, ctx.Err())
@@ -240,8 +264,21 @@ func (r *receipts) store(ctx context.Context, marks map[place]mark) error {
 	return nil
 }
 
-// told makes the events of a flush: none for what did not rise.
-func told(flush uuid.UUID, risen []db.MemberMarkRow) []*eventv1.Event {
+// lockMarked takes the rows that a flush raises, first of all bounding how long they
+// stay locked should this process stop here: the batch of a send never waits for
+// its client, this transaction does.
+func lockMarked(ctx context.Context, q *db.Queries, rows db.MemberLockParams) error {
+	if err := q.FlushIdle(ctx, strconv.FormatInt(flushIdle.Milliseconds(), 10)); err != nil {
+		return fmt.Errorf("bound the flush: %w", err)
+	}
+	if err := q.MemberLock(ctx, rows); err != nil {
+		return fmt.Errorf("lock members: %w", err)
+	}
+	return nil
+}
+
+// told makes the events of one transaction: none for what did not rise.
+func told(id uuid.UUID, risen []db.MemberMarkRow) []*eventv1.Event {
 	var delivered, seen []*messagingv1.Watermark
 	for _, row := range risen {
 		conversation, user := row.ConversationID.String(), row.UserID.String()
@@ -254,10 +291,10 @@ func told(flush uuid.UUID, risen []db.MemberMarkRow) []*eventv1.Event {
 	}
 	var events []*eventv1.Event
 	if len(delivered) > 0 {
-		events = append(events, messageDelivered(flush, delivered))
+		events = append(events, messageDelivered(id, delivered))
 	}
 	if len(seen) > 0 {
-		events = append(events, messageSeen(flush, seen))
+		events = append(events, messageSeen(id, seen))
 	}
 	return events
 }

@@ -1,3 +1,7 @@
+-- Has PostgreSQL end this transaction when it has stood idle for so many milliseconds.
+-- name: FlushIdle :exec
+SELECT set_config('idle_in_transaction_session_timeout', @milliseconds::text, true);
+
 -- Locks member rows in the order in which sends lock them.
 -- name: MemberLock :exec
 SELECT 1

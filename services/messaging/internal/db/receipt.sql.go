@@ -11,6 +11,16 @@ import (
 	"github.com/google/uuid"
 )
 
+const flushIdle = `-- name: FlushIdle :exec
+SELECT set_config('idle_in_transaction_session_timeout', $1::text, true)
+`
+
+// Has PostgreSQL end this transaction when it has stood idle for so many milliseconds.
+func (q *Queries) FlushIdle(ctx context.Context, milliseconds string) error {
+	_, err := q.db.Exec(ctx, flushIdle, milliseconds)
+	return err
+}
+
 const memberLock = `-- name: MemberLock :exec
 SELECT 1
 FROM (
