@@ -55,7 +55,7 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 	}
 	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
 	for n := range cfg.Committers {
-		c := newCommitter(cfg, appends, permissions, push, m, otel.Tracer(scope), rt.Log)
+		c := newCommitter(cfg, appends, bounded{permissions}, push, m, otel.Tracer(scope), rt.Log)
 		s.committers = append(s.committers, c)
 		rt.Go(fmt.Sprintf("committer %d", n+1), c.run)
 	}
