@@ -7,16 +7,22 @@ import (
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
+const (
+	// relayRate caps the relay, in rows per second: after an outage it shares NATS
+	// and listeners with the present.
+	relayRate = 5000
+	// keep is for how long published rows stay.
+	keep = 3 * 24 * time.Hour
+)
+
 type options struct {
 	queueRows   int
 	queueBytes  int
 	grace       time.Duration
 	poll        time.Duration
 	relayBatch  int
-	relayRate   int
 	streamCheck time.Duration
 	countEvery  time.Duration
-	keep        time.Duration
 	recovered   func(ctx context.Context, events []*eventv1.Event)
 }
 
@@ -24,10 +30,9 @@ func defaults() options {
 	return options{
 		queueRows: 8192, queueBytes: 64 << 20,
 		grace: 3 * time.Second, poll: time.Second,
-		relayBatch: 200, relayRate: 5000,
+		relayBatch:  200,
 		streamCheck: 10 * time.Second,
 		countEvery:  15 * time.Second,
-		keep:        3 * 24 * time.Hour,
 	}
 }
 
@@ -61,17 +66,5 @@ func WithStreamCheck(d time.Duration) Option { return func(o *options) { o.strea
 // default.
 func WithCountEvery(d time.Duration) Option { return func(o *options) { o.countEvery = d } }
 
-// WithRelayRate caps the relay, in rows per second; 5000 by default. After an
-// outage it shares NATS and listeners with the present.
-func WithRelayRate(rows int) Option { return func(o *options) { o.relayRate = rows } }
-
 // WithRelayBatch is how many rows the relay claims at once; 200 by default.
 func WithRelayBatch(rows int) Option { return func(o *options) { o.relayBatch = rows } }
-
-// WithKeep is for how long published rows are kept; three days by default.
-func WithKeep(d time.Duration) Option { return func(o *options) { o.keep = d } }
-
-// OnRecovered sets what WithRecovered sets, on an outbox that does not run yet.
-func (o *Outbox) OnRecovered(fn func(ctx context.Context, events []*eventv1.Event)) {
-	o.opts.recovered = fn
-}

@@ -242,7 +242,7 @@ func (o *Outbox) release(row Row) {
 // days (Keep), and not dropped while a row is unmarked.
 func (o *Outbox) Partitions() postgres.Partitions {
 	return postgres.Partitions{
-		Table: "outbox", Span: postgres.Daily, Keep: o.opts.keep,
+		Table: "outbox", Span: postgres.Daily, Keep: keep,
 		Guard: func(ctx context.Context, db postgres.Querier, partition string) (bool, error) {
 			var left bool
 			err := db.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+partition+" WHERE published_at IS NULL)").Scan(&left)

@@ -34,12 +34,12 @@ const (
 	ahead = time.Minute
 )
 
-// relay claims what nobody published: oldest first, at a capped rate, shared with
-// the other replicas.
+// relay claims what nobody published: oldest first, at a rate that is capped for
+// each replica.
 func (o *Outbox) relay(ctx context.Context) {
 	ticker := time.NewTicker(o.opts.poll)
 	defer ticker.Stop()
-	limiter := rate.NewLimiter(rate.Limit(o.opts.relayRate), max(o.opts.relayRate, o.opts.relayBatch))
+	limiter := rate.NewLimiter(rate.Limit(relayRate), max(relayRate, o.opts.relayBatch))
 	var counted time.Time
 	for {
 		if o.bus.Connected() && o.gateOpen() {
@@ -71,7 +71,7 @@ func (o *Outbox) claimAll(ctx context.Context, limiter *rate.Limiter) {
 			}
 			return
 		}
-		o.recover(ctx, rows)
+		o.tellYoung(ctx, rows)
 		if len(rows) < o.opts.relayBatch {
 			return
 		}
@@ -114,6 +114,11 @@ func (o *Outbox) claim(ctx context.Context) (claimed []Row, err error) {
 		claimed, sendErr = o.sendClaimed(ctx, o.read(ctx, stored))
 		if len(claimed) == 0 {
 			return sendErr
+		}
+		if sendErr != nil {
+			// The next batch begins with what is left of this one.
+			o.log.WarnContext(ctx, "rows of a batch were not published, the relay will try again",
+				"rows", len(stored)-len(claimed), "error", sendErr)
 		}
 		_, err = tx.Exec(ctx, markSQL, markArgs(o.clock.Now(), claimed)...)
 		if err != nil {
@@ -219,9 +224,9 @@ func (o *Outbox) notToClaim(before, after time.Time) []uuid.UUID {
 	return out
 }
 
-// recover tells of young rows, after their commit and outside of it: what it does
+// tellYoung tells of young rows, after their commit and outside of it: what it does
 // is a hint to clients, and may be lost.
-func (o *Outbox) recover(ctx context.Context, rows []Row) {
+func (o *Outbox) tellYoung(ctx context.Context, rows []Row) {
 	if o.opts.recovered == nil {
 		return
 	}

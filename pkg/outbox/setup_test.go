@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -142,6 +143,24 @@ func (w *world) published() []*eventv1.Event {
 		out = append(out, ev)
 	}
 	return out
+}
+
+// logText keeps what was logged.
+type logText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func keys(events []*eventv1.Event) []string {

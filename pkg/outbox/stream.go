@@ -61,7 +61,7 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 			return nil
 		}
 		now := o.clock.Now()
-		n, err := unmark(ctx, tx, now.Add(-o.opts.keep), now)
+		n, err := unmark(ctx, tx, now.Add(-keep), now)
 		if err != nil {
 			return err
 		}
@@ -98,17 +98,6 @@ func (o *Outbox) gateOpen() bool {
 // execer is a pool or a transaction.
 type execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}
-
-// Republish has the relay publish again every kept row since that time, for a
-// stream that was damaged or restored from an old copy. Listeners do nothing
-// twice. It returns the number of rows.
-func (o *Outbox) Republish(ctx context.Context, since time.Time) (rows int64, err error) {
-	rows, err = unmark(ctx, o.pool, since, o.clock.Now())
-	if err == nil {
-		o.nudge()
-	}
-	return rows, err
 }
 
 const (
