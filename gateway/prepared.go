@@ -42,12 +42,17 @@ func (p *prepared) asJSON() ([]byte, error) {
 
 const (
 	preparedShards = 16
-	// preparedPerShard bounds a generation: 16 * 2 * 256 pushes, a few MB. A push
-	// to a group comes off the bus as one burst, so a short memory is enough.
+	// preparedPerShard bounds a generation: 16 * 2 * 256 pushes. That is a few MB of
+	// usual messages, and 250 MB if each has the longest text and a JSON socket.
 	preparedPerShard = 256
+	// preparedLife is for how long equal bytes are one push. A push to a group comes
+	// off the bus as one burst, so a short memory is enough. Beyond it they are a push
+	// that is repeated, which has a time of its own: with that of the first one a
+	// hiccup of the bus would look like a minute's delivery.
+	preparedLife = time.Second
 )
 
-// preparedCache finds the push that came a moment ago for another person with
+// preparedCache finds the push that came within preparedLife for another person with
 // the very same bytes. N members on one gateway then queue one copy, and it is
 // transcoded once.
 type preparedCache struct {
@@ -71,7 +76,7 @@ func (c *preparedCache) get(payload []byte, at time.Time) *prepared {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, generation := range [...]map[uint64]*prepared{s.young, s.old} {
-		if p, ok := generation[sum]; ok && bytes.Equal(p.payload, payload) {
+		if p, ok := generation[sum]; ok && at.Sub(p.at) <= preparedLife && bytes.Equal(p.payload, payload) {
 			return p
 		}
 	}
