@@ -204,7 +204,9 @@ func (c *connection) push(p *prepared) {
 	}
 	data, err := c.format.pushed(p)
 	if err != nil {
+		// The client may repair by Sync what cannot be pushed to it.
 		c.gw.log.Error("push not sent", "error", err)
+		c.resyncIn(c.gw.spread(c.gw.cfg.Socket.ResyncWindow))
 		return
 	}
 	c.send(outgoing{payload: data, at: p.at, soft: p.soft, origin: p.origin, opcode: c.format.opcode(), kind: p.kind})

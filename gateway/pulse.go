@@ -53,7 +53,7 @@ func (c *connection) wake() time.Duration {
 		c.end(closeExpired, "TOKEN_EXPIRED")
 		return cfg.CloseGrace
 	}
-	next := min(cfg.DeadAfter-silent, expiry, c.beat(now))
+	next := min(cfg.DeadAfter-silent, expiry, c.beat(now), c.writeLeft())
 	next = min(next, c.wakeFor(&c.drainAt, now, c.drain), c.wakeFor(&c.resyncAt, now, c.resync))
 	return max(next, 1)
 }
@@ -66,16 +66,30 @@ func (c *connection) wakeEnding() (after time.Duration, done bool) {
 	switch {
 	case c.ending:
 		after = time.Until(c.endBy)
-	case c.flushing && time.Since(c.flushSince) > c.gw.cfg.Socket.WriteTimeout:
-		after = 0
+	case c.flushing:
+		after = c.writeLeftLocked()
 	default:
 		return 0, false
 	}
 	if after > 0 {
-		return after, true
+		return after, c.ending
 	}
 	c.cut()
 	return 0, true
+}
+
+// writeLeft is how long the write that is under way may still take.
+func (c *connection) writeLeft() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.flushing {
+		return never
+	}
+	return max(c.writeLeftLocked(), 1)
+}
+
+func (c *connection) writeLeftLocked() time.Duration {
+	return c.gw.cfg.Socket.WriteTimeout - time.Since(c.flushSince)
 }
 
 // beat pings when it is time and says when the next ping is due.

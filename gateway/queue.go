@@ -74,6 +74,7 @@ func (c *connection) enqueueLocked(item outgoing, size int) {
 	if !c.flushing {
 		c.flushing = true
 		c.flushSince = time.Now()
+		c.gw.wheel.within(&c.entry, c.gw.cfg.Socket.WriteTimeout) // whoever else wakes it comes later
 		go c.flush()
 	}
 }
