@@ -18,6 +18,7 @@ type admission struct {
 	exempt  []netip.Prefix
 	node    *rate.Limiter
 	free    *source // of exempt addresses, without limits
+	most    int     // addresses to remember
 
 	mu      sync.Mutex
 	sources map[netip.Addr]*source
@@ -38,8 +39,12 @@ type source struct {
 const (
 	// forgetAfter is how long an address without sockets is remembered.
 	forgetAfter = 10 * time.Minute
-	// sweepStep is how many addresses each new one looks at.
-	sweepStep = 4
+	// sweepStep is how many addresses each new one looks at, sweepMost how many while
+	// there are too many.
+	sweepStep, sweepMost = 4, 64
+	// maxSources bounds the addresses that are remembered, at some 400 bytes each: who
+	// has a network of IPv6 has millions of them.
+	maxSources = 200_000
 	// retryLater is what a client over a limit without a rate is told.
 	retryLater = 5 * time.Second
 )
@@ -56,6 +61,7 @@ func newAdmission(cfg *Config) (*admission, error) {
 	a := &admission{
 		cfg: cfg.Limits, trusted: trusted, exempt: exempt,
 		node:    rate.NewLimiter(rate.Limit(cfg.Limits.NodeSocketRate), cfg.Limits.NodeSocketBurst),
+		most:    maxSources,
 		sources: make(map[netip.Addr]*source),
 	}
 	a.free = &source{in: a}
@@ -117,14 +123,19 @@ func (a *admission) source(address netip.Addr) *source {
 	return s
 }
 
-// sweep forgets a few idle addresses: those who make the map grow pay for it.
+// sweep forgets a few idle addresses: those who make the map grow pay for it. When
+// there are too many it takes whichever it meets without a socket: that address has
+// its burst anew, which whoever fills the map with fresh ones has anyway, and
+// nobody who is new has to share. Addresses with sockets stay; the limits of sockets
+// bound them.
 func (a *admission) sweep(now time.Time) {
 	looked := 0
 	for address, s := range a.sources { // starts anywhere
-		if s.strangers+s.known == 0 && now.Sub(s.used) > forgetAfter {
+		full := len(a.sources) >= a.most
+		if s.strangers+s.known == 0 && (full || now.Sub(s.used) > forgetAfter) {
 			delete(a.sources, address)
 		}
-		if looked++; looked >= sweepStep {
+		if looked++; looked >= sweepMost || (!full && looked >= sweepStep) {
 			return
 		}
 	}
