@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
@@ -89,7 +90,7 @@ func (jsonFormat) opcode() byte  { return websocket.TextMessage }
 // jsonClientFrame is ClientFrame in proto3 JSON, with the request in place. As
 // proto3 JSON demands, both spellings of a name are read.
 type jsonClientFrame struct {
-	ID           uint32 `json:"id"`
+	ID           jsonNumber `json:"id"`
 	Authenticate *struct {
 		AccessToken  string     `json:"accessToken"`
 		AccessToken2 string     `json:"access_token"`
@@ -99,11 +100,34 @@ type jsonClientFrame struct {
 		Procedure  string          `json:"procedure"`
 		Lane       string          `json:"lane"`
 		Request    json.RawMessage `json:"request"`
-		TimeoutMs  uint32          `json:"timeoutMs"`
-		TimeoutMs2 uint32          `json:"timeout_ms"`
+		TimeoutMs  jsonNumber      `json:"timeoutMs"`
+		TimeoutMs2 jsonNumber      `json:"timeout_ms"`
 	} `json:"call"`
 	Ping  *struct{}       `json:"ping"`
 	Watch json.RawMessage `json:"watch"`
+}
+
+// jsonNumber is a uint32, which proto3 JSON reads from a string too.
+type jsonNumber uint32
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (n *jsonNumber) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	if data[0] == '"' {
+		var text string
+		if err := json.Unmarshal(data, &text); err != nil {
+			return fmt.Errorf("number: %w", err)
+		}
+		data = []byte(text)
+	}
+	number, err := strconv.ParseUint(string(data), 10, 32)
+	if err != nil {
+		return fmt.Errorf("number: %w", err)
+	}
+	*n = jsonNumber(number)
+	return nil
 }
 
 // jsonDevice is a DeviceKind by name or number; a name of a later release is
@@ -133,7 +157,7 @@ func (jsonFormat) decode(data []byte) (*realtimev1.ClientFrame, error) {
 	if err := json.Unmarshal(data, &in); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadFrame, err)
 	}
-	frame := &realtimev1.ClientFrame{Id: in.ID}
+	frame := &realtimev1.ClientFrame{Id: uint32(in.ID)}
 	kinds := 0
 	if a := in.Authenticate; a != nil {
 		kinds++
@@ -147,7 +171,7 @@ func (jsonFormat) decode(data []byte) (*realtimev1.ClientFrame, error) {
 			c.Request = json.RawMessage("{}")
 		}
 		frame.Frame = &realtimev1.ClientFrame_Call{Call: &realtimev1.Call{
-			Procedure: c.Procedure, Lane: c.Lane, Request: c.Request, TimeoutMs: max(c.TimeoutMs, c.TimeoutMs2),
+			Procedure: c.Procedure, Lane: c.Lane, Request: c.Request, TimeoutMs: uint32(max(c.TimeoutMs, c.TimeoutMs2)),
 		}}
 	}
 	if in.Ping != nil {

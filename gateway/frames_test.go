@@ -28,6 +28,23 @@ func TestAppendMessage(t *testing.T) {
 	}
 }
 
+// Proto3 JSON writes a number in either way.
+func TestJSONNumbers(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]uint32{
+		`7`: 7, `"7"`: 7, `"4294967295"`: 4294967295, `null`: 0,
+	} {
+		frame, err := jsonFormat{}.decode([]byte(`{"id":` + text + `,"call":{"timeoutMs":` + text + `}}`))
+		require.NoError(t, err, text)
+		require.Equal(t, want, frame.GetId(), text)
+		require.Equal(t, want, frame.GetCall().GetTimeoutMs(), text)
+	}
+	for _, text := range []string{`-1`, `"-1"`, `4294967296`, `"4294967296"`, `""`, `"x"`, `true`, `{}`} {
+		_, err := jsonFormat{}.decode([]byte(`{"id":` + text + `}`))
+		require.ErrorIs(t, err, errBadFrame, text)
+	}
+}
+
 // websocketOver is a client that reads a prepared stream.
 func websocketOver(t *testing.T, stream []byte) *websocket.Conn {
 	t.Helper()

@@ -57,10 +57,8 @@ type Deps struct {
 	Pages http.Handler
 	// Methods is the route table; rpc.Methods() if nil.
 	Methods map[string]rpc.Method
-	// Telemetry; the global providers where nil.
-	Meter      metric.MeterProvider
-	Tracer     trace.TracerProvider
-	Propagator propagation.TextMapPropagator
+	// Meter is the global provider if nil.
+	Meter metric.MeterProvider
 }
 
 const scope = "github.com/parleychat/parley/gateway"
@@ -113,14 +111,15 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, log: deps.Log, clock: deps.Clock,
 		verifier: deps.Verifier, revocations: deps.Revocations, pages: deps.Pages,
-		tracer: deps.Tracer.Tracer(scope), meter: meter, propagator: deps.Propagator,
+		tracer: otel.Tracer(scope), meter: meter, propagator: otel.GetTextMapPropagator(),
 		base: context.WithoutCancel(ctx), start: time.Now(),
-		metrics: metrics, admission: admission, upgrader: newUpgrader(),
+		metrics: metrics, admission: admission,
 		errors: connect.NewErrorWriter(),
 		wheel:  newWheel(cfg.Socket.WheelTick),
 		hub:    newHub(cfg.Limits.UserSockets),
 		open:   newTally(), workers: newWorkers(),
 	}
+	g.upgrader = g.newUpgrader()
 	g.routes = newRoutes(deps.Methods, deps.Dialer, g.proxyTo)
 	g.keys = g.proxyTo(deps.Dialer.Backend("auth")) //nolint:contextcheck // the context is that of each request
 	g.subscriber = realtime.NewSubscriber(deps.NATS, deps.Log, realtime.SubscriberConfig{
@@ -142,12 +141,6 @@ func (d *Deps) fill() {
 	}
 	if d.Meter == nil {
 		d.Meter = otel.GetMeterProvider()
-	}
-	if d.Tracer == nil {
-		d.Tracer = otel.GetTracerProvider()
-	}
-	if d.Propagator == nil {
-		d.Propagator = otel.GetTextMapPropagator()
 	}
 }
 

@@ -75,9 +75,9 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Routed calls, by procedure, transport and code."),
 		metric.WithExplicitBucketBoundaries(.001, .003, .01, .03, .1, .2, .3, 1, 3, 10, 30))
 	m.handshakes, errs[5] = meter.Int64Counter("gateway_handshakes",
-		metric.WithDescription("Attempts to open a socket, by result."))
+		metric.WithDescription("Upgrades that were refused, by cause, and sockets that were welcomed."))
 	m.rejected, errs[6] = meter.Int64Counter("gateway_rejected_requests",
-		metric.WithDescription("HTTP requests that were not routed, by reason."))
+		metric.WithDescription("HTTP requests that the gateway itself answered with an error, by reason."))
 	m.losses, errs[7] = meter.Int64Counter("gateway_push_losses",
 		metric.WithDescription("Times that pushes may have been lost, by cause; all sockets resync."))
 	m.ephemera, errs[9] = meter.Int64Counter("gateway_ephemera",

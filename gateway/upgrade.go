@@ -23,7 +23,7 @@ type noWriteBuffers struct{}
 func (noWriteBuffers) Get() any { return nil }
 func (noWriteBuffers) Put(any)  {}
 
-func newUpgrader() *websocket.Upgrader {
+func (g *Gateway) newUpgrader() *websocket.Upgrader {
 	return &websocket.Upgrader{
 		HandshakeTimeout: 5 * time.Second,
 		ReadBufferSize:   0, // that of hijacker
@@ -31,7 +31,14 @@ func newUpgrader() *websocket.Upgrader {
 		WriteBufferPool:  noWriteBuffers{},
 		Subprotocols:     []string{SubprotocolProto, SubprotocolJSON},
 		CheckOrigin:      func(*http.Request) bool { return true }, // checked before
+		Error:            g.badHandshake,
 	}
+}
+
+// badHandshake answers what is no WebSocket handshake, in the form of our errors.
+func (g *Gateway) badHandshake(w http.ResponseWriter, r *http.Request, _ int, cause error) {
+	w.Header().Set("Sec-Websocket-Version", "13")
+	g.reject(w, r, rpc.Error(connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT, "%v", cause))
 }
 
 // upgrade opens a socket. Whatever is wrong before it stands is answered as an
@@ -52,6 +59,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	if !g.open.enter() {
 		source.leaveUnknown()
+		g.metrics.handshake(r.Context(), "draining")
 		g.reject(w, r, errShuttingDown())
 		return
 	}
@@ -71,8 +79,8 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 	ws.SetPongHandler(c.onPong)
 	ws.SetCloseHandler(func(int, string) error { return nil }) // finish answers
 	g.metrics.connections.Add(g.base, 1, g.metrics.unauth)     //nolint:contextcheck // outlives the request
+	g.wheel.add(&c.entry, c, c.firstWake())                    // before anybody can find it and end it
 	g.hub.greet(c)
-	g.wheel.add(&c.entry, c, c.firstWake())
 	if g.draining.Load() {
 		c.drain()
 	}
