@@ -210,9 +210,9 @@ func addGateway(
 		return fmt.Errorf("listen on %sLISTEN: %w", envPrefix, err)
 	}
 	log.InfoContext(ctx, "listening", "address", listener.Addr().String())
-	adm.AddCheck("bus", admin.Once, g.Ready)
-	adm.AddCheck("keys", admin.Once, keys.Fetch)
-	adm.AddCheck("revocations", admin.Once, revocations.Known)
+	adm.AddCheck("gateway/bus", admin.Once, g.Ready)
+	adm.AddCheck("gateway/keys", admin.Once, keys.Fetch)
+	adm.AddCheck("gateway/revocations", admin.Once, revocations.Known)
 	group.Add(lifecycle.Intake, "gateway", func(ctx context.Context) error { return g.Run(ctx, listener) })
 	// Until the last socket is gone a revocation has to reach it.
 	group.Add(lifecycle.Listen, "revocations", func(ctx context.Context) error { return revocations.Follow(ctx, bus) })

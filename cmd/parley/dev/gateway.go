@@ -57,8 +57,8 @@ func (p *process) startGateway(ctx context.Context) error {
 	}
 	p.ready.Gateway = "http://" + listener.Addr().String()
 	p.ready.Socket = strings.Replace(p.ready.Gateway, "http", "ws", 1) + "/v1/ws"
-	p.admin.AddCheck("gateway", admin.Always, g.Ready)
-	p.admin.AddCheck("gateway revocations", admin.Once, revoked.Known)
+	p.admin.AddCheck("gateway/bus", admin.Always, g.Ready)
+	p.admin.AddCheck("gateway/revocations", admin.Once, revoked.Known)
 	p.runGateway(ctx, g, listener, revoked, bus)
 	return nil
 }
