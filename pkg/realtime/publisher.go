@@ -29,7 +29,7 @@ func New(conn *nats.Conn, log *slog.Logger) *Publisher {
 
 // Push encodes the push once and publishes it to each of the users. It returns
 // when the messages are in the connection's buffer: it does not wait for the
-// server. While NATS is away they are buffered up to the connection's limit.
+// server. While NATS is away it fails at once.
 //
 // An error means that some or all of the users will not get this push. Callers
 // log it and go on: the receivers repair by themselves. ErrTooLarge and encoding

@@ -29,7 +29,6 @@ type Method struct {
 	Input           protoreflect.MessageDescriptor
 	Output          protoreflect.MessageDescriptor
 	Streaming       connect.StreamType
-	Idempotency     connect.IdempotencyLevel
 }
 
 // Public says whether the method may be routed from outside.
@@ -84,7 +83,6 @@ func describe(md protoreflect.MethodDescriptor) Method {
 	if !ok || options == nil {
 		return m
 	}
-	m.Idempotency = connect.IdempotencyLevel(options.GetIdempotencyLevel())
 	if access, ok := proto.GetExtension(options, accessv1.E_Access).(accessv1.Access); ok {
 		m.Access = access
 	}

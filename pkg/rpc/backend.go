@@ -21,7 +21,7 @@ type Dialer interface {
 	Backend(service string) Backend
 }
 
-// client makes the HTTP client of a transport, without what http.Client adds
+// directClient is the HTTP client of a transport, without what http.Client adds
 // per call (redirects, cookies): no RPC needs them.
 type directClient struct{ transport http.RoundTripper }
 

@@ -88,7 +88,7 @@ type wireDetail struct {
 // maxMessage is how many bytes of a library's own message go out.
 const maxMessage = 512
 
-// addReason adds an ErrorInfo to an error that has no details; false if it has,
+// addReason adds an ErrorInfo to an error that has none; false if it has one,
 // or if it is no Connect error.
 func addReason(body []byte) ([]byte, bool) {
 	var wire wireError

@@ -6,7 +6,8 @@
 // balancing client and the in-process transport.
 //
 // Invariants: a method without the access option is not served; every handler
-// runs with a verified identity.Caller in its context and with a deadline; a
+// runs with a verified identity.Caller in its context, and every unary one with a
+// deadline (a stream has the one that its caller names); a
 // cause that nobody gave a code never reaches a caller; a call gives the same
 // code and reason over HTTP/2, HTTP/1.1 and in process. It sends a request a
 // second time only if the first attempt cannot have reached a server.

@@ -32,7 +32,6 @@ func TestMethodsComeFromTheProtos(t *testing.T) {
 	require.False(t, m.Public())
 	m = table[userv1connect.UserServiceGetUserProcedure]
 	require.Equal(t, accessv1.Access_ACCESS_USER, m.Access)
-	require.Equal(t, connect.IdempotencyNoSideEffects, m.Idempotency)
 	require.Equal(t, connect.StreamTypeUnary, m.Streaming)
 	require.Equal(t, "parley.user.v1.GetUserRequest", string(m.Input.FullName()))
 	require.True(t, m.Public())

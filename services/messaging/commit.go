@@ -34,7 +34,7 @@ var (
 
 const (
 	// maxTries of a transaction that lost a race with another replica's. The winner
-	// has committed by then, so the second try sees it; the third is for luck.
+	// has committed by then, so the second try sees it; the others are for luck.
 	maxTries = 4
 	// commitTimeout bounds one try. Beyond it the outcome is unknown.
 	commitTimeout = 5 * time.Second

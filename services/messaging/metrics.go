@@ -42,10 +42,10 @@ func newMetrics() (*metrics, error) {
 		metric.WithDescription("Sends in one group commit."),
 		metric.WithExplicitBucketBoundaries(1, 2, 4, 8, 16, 32, 64, 128, 256))
 	m.commitSeconds, errs[1] = meter.Float64Histogram("messaging_commit_seconds",
-		metric.WithDescription("From the start of a group commit to its callers' answers."),
+		metric.WithDescription("From the start of a group commit to the end of its pushes."),
 		metric.WithExplicitBucketBoundaries(.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5))
 	m.sends, errs[2] = meter.Int64Counter("messaging_sends_total",
-		metric.WithDescription("Answered sends by outcome."))
+		metric.WithDescription("Sends that were judged, by outcome; doubles in one batch count once."))
 	m.syncBatch, errs[3] = meter.Int64Histogram("messaging_sync_batch_size",
 		metric.WithDescription("Syncs answered by one query."),
 		metric.WithExplicitBucketBoundaries(1, 4, 16, 64, 256, 512))

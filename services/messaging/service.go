@@ -28,7 +28,8 @@ var (
 	_ messagingv1connect.PortabilityServiceHandler = (*Service)(nil)
 )
 
-// Service implements messagingv1connect.MessagingServiceHandler.
+// Service implements messagingv1connect.MessagingServiceHandler and
+// PortabilityServiceHandler.
 type Service struct {
 	queries    *db.Queries
 	outbox     *outbox.Outbox

@@ -161,8 +161,8 @@ func (y *syncer) answer(ctx context.Context, calls []*syncCall) ([]*messagingv1.
 	}
 	for i, c := range calls {
 		for _, id := range told[i] {
-			if told, ok := seen[place{id, c.user}]; ok { // always: member rows are never deleted
-				responses[i].Conversations = append(responses[i].Conversations, told)
+			if one, ok := seen[place{id, c.user}]; ok { // always: member rows are never deleted
+				responses[i].Conversations = append(responses[i].Conversations, one)
 			}
 		}
 	}

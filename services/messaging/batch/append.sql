@@ -14,7 +14,7 @@ WITH send AS (
     FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[]) WITH ORDINALITY
         AS s (conversation_id, sender_id, client_message_id, content_hash, body, ord)
 ),
--- The outcome of each send; the numbers are those of enum outcome in commit.go.
+-- The outcome of each send; the numbers are those of type outcome in send.go.
 -- A double is recognised first: it must answer as it did, also when the
 -- conversation was closed since, and it must not take a seq.
 judged AS (
