@@ -27,7 +27,8 @@ const (
 // Reason is the stable, machine-readable cause of an error. A client switches
 // on it; the Connect code gives the class, the message is for people. Numbers
 // are grouped: below 100 any service may return them, then a block of 100 per
-// domain. An unknown number is to be treated as its Connect code says.
+// domain; of user's, 201 is auth's and 240 the gateway's. An unknown number is to
+// be treated as its Connect code says.
 type Reason int32
 
 const (
@@ -152,8 +153,8 @@ const (
 	Reason_REASON_SEND_NOT_ALLOWED Reason = 303
 	// messaging: the client_message_id was used with another content.
 	Reason_REASON_CLIENT_MESSAGE_ID_REUSED Reason = 304
-	// messaging: the client knows more than we do, or its cursor is of another
-	// epoch: drop the local state and Sync from the beginning.
+	// messaging: the client knows more than we do: drop the local state and Sync
+	// from the beginning.
 	Reason_REASON_RESET_REQUIRED Reason = 305
 	// messaging: one cannot talk to oneself.
 	Reason_REASON_SELF_CONVERSATION Reason = 306

@@ -145,8 +145,9 @@ func (x *MessageCreated) GetClientMessageId() string {
 	return ""
 }
 
-// MessageDelivered: type message.delivered. One per flush of watermarks, over
-// many conversations; key is the flush's id. Every mark is a maximum.
+// MessageDelivered: type message.delivered. One per transaction in which
+// watermarks are stored, over many conversations; key is an id of that
+// transaction's. Every mark is a maximum.
 type MessageDelivered struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Watermarks    []*Watermark           `protobuf:"bytes,1,rep,name=watermarks,proto3" json:"watermarks,omitempty"`

@@ -928,7 +928,7 @@ type Push_Receipt struct {
 }
 
 type Push_Conversation struct {
-	// A conversation is new to this person.
+	// A conversation is new to this person, or was closed.
 	Conversation *v11.Conversation `protobuf:"bytes,3,opt,name=conversation,proto3,oneof"`
 }
 

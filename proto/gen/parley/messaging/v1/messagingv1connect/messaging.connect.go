@@ -110,7 +110,8 @@ type MessagingServiceClient interface {
 	// crash in between loses it, so repeat it with the next occasion. A seq beyond
 	// the head counts as the head.
 	//
-	// Reasons: CONVERSATION_NOT_FOUND, NOT_A_MEMBER. Emits message.seen and
+	// Reasons: CONVERSATION_NOT_FOUND, NOT_A_MEMBER, OVERLOADED
+	// (resource_exhausted: too many marks wait to be stored). Emits message.seen and
 	// message.delivered.
 	MarkRead(context.Context, *v1.MarkReadRequest) (*v1.MarkReadResponse, error)
 	// MarkDelivered moves the caller's delivered watermark, like MarkRead. Emits
@@ -129,6 +130,8 @@ type MessagingServiceClient interface {
 	// Sync answers, after any absence, which of the caller's conversations
 	// changed. Start with an empty cursor; call again at once while has_more;
 	// keep next_cursor. A conversation may be told twice: keep the higher numbers.
+	//
+	// Reasons: OVERLOADED (resource_exhausted: too many Syncs wait).
 	Sync(context.Context, *v1.SyncRequest) (*v1.SyncResponse, error)
 }
 
@@ -361,7 +364,8 @@ type MessagingServiceHandler interface {
 	// crash in between loses it, so repeat it with the next occasion. A seq beyond
 	// the head counts as the head.
 	//
-	// Reasons: CONVERSATION_NOT_FOUND, NOT_A_MEMBER. Emits message.seen and
+	// Reasons: CONVERSATION_NOT_FOUND, NOT_A_MEMBER, OVERLOADED
+	// (resource_exhausted: too many marks wait to be stored). Emits message.seen and
 	// message.delivered.
 	MarkRead(context.Context, *v1.MarkReadRequest) (*v1.MarkReadResponse, error)
 	// MarkDelivered moves the caller's delivered watermark, like MarkRead. Emits
@@ -380,6 +384,8 @@ type MessagingServiceHandler interface {
 	// Sync answers, after any absence, which of the caller's conversations
 	// changed. Start with an empty cursor; call again at once while has_more;
 	// keep next_cursor. A conversation may be told twice: keep the higher numbers.
+	//
+	// Reasons: OVERLOADED (resource_exhausted: too many Syncs wait).
 	Sync(context.Context, *v1.SyncRequest) (*v1.SyncResponse, error)
 }
 
