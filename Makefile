@@ -17,7 +17,8 @@ MODULES := proto pkg services gateway cmd/parley test/e2e
 UNIT := ./proto/... ./pkg/... ./services/... ./gateway/... ./cmd/parley/...
 E2E := ./test/e2e/...
 
-# make test RACE=1 watches for data races; TESTFLAGS='-run Block -v' goes to go test.
+# make test RACE=1 watches for data races, in the programs that whole-system tests
+# start as well; TESTFLAGS='-run Block -v' goes to go test.
 RACE ?=
 TESTFLAGS ?=
 ARGS ?=
@@ -51,11 +52,10 @@ test: test-unit test-e2e ## Run all tests: each package, then the whole system
 test-unit: build-stack ## Run the tests of the packages
 	@$(if $(COVER),mkdir -p $(COVER)/unit;) $(with_stack) go test $(race) $(cover) -count=1 -timeout=10m $(TESTFLAGS) $(UNIT) $(call gather,unit)
 
-# One package after the other: late looks like broken to both.
 # One package at a time: each starts whole systems, and late looks like broken.
 .PHONY: test-e2e
 test-e2e: build-parley build-stack ## Run the whole-system tests
-	@$(if $(COVER),mkdir -p $(COVER)/e2e $(COVER)/programs; export PARLEY_E2E_COVER=$(abspath $(COVER))/programs PARLEY_E2E_COVERPKG=$(COVERPKG);) $(with_stack) go test $(cover) -p=1 -count=1 -timeout=15m $(TESTFLAGS) $(E2E) $(call gather,e2e)
+	@$(if $(COVER),mkdir -p $(COVER)/e2e $(COVER)/programs; export PARLEY_E2E_COVER=$(abspath $(COVER))/programs PARLEY_E2E_COVERPKG=$(COVERPKG);) $(with_stack) go test $(race) $(cover) -p=1 -count=1 -timeout=$(if $(RACE),45m,15m) $(TESTFLAGS) $(E2E) $(call gather,e2e)
 
 # RESULT=file keeps the raw figures.
 DURATION ?= 10m
@@ -150,11 +150,12 @@ fuzz: build-stack ## Run every fuzz target for a while; TIME=30s ONLY=REGEX
 ##@ Before a commit
 
 .PHONY: verify
-verify: lint drift breaking manifests ## Everything that CI runs
-	@$(MAKE) test RACE=1
+verify: lint drift breaking manifests ## What CI judges: the tests of packages with the race detector, the whole system without
+	@$(MAKE) test-unit RACE=1
+	@$(MAKE) test-e2e
 
 .PHONY: verify-full
-verify-full: lint drift breaking manifests ## verify, with the second shape, long properties and a little of every fuzz target
+verify-full: lint drift breaking manifests ## verify, with the second shape, the race detector in every program, long properties and a little of every fuzz target
 	@PARLEY_E2E_FULL=1 $(MAKE) test RACE=1
 	@$(MAKE) fuzz TIME=3s
 

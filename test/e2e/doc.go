@@ -13,6 +13,7 @@
 // that nothing is ever skipped.
 //
 // The programs are built from the sources as they are now; under `go test -race`
-// they watch for data races themselves, and a report in a log fails the story.
+// (`make test-e2e RACE=1`, `make verify-full`) they watch for data races themselves,
+// and a report in a log fails the story.
 // PARLEY_E2E_PROGRAMS names a folder with programs that were built before.
 package e2e
