@@ -173,8 +173,8 @@ func (b *Bus) Close() {
 }
 
 // EnsureStream makes the stream of a domain, or that of its signals, if it is
-// missing, and returns it. Everybody may: whether a stream was lost and made anew
-// shows in the time of its creation, not in who made it.
+// missing, and returns it. Whoever the permissions of NATS let may, in production its
+// owner alone: whether a stream was lost and made anew shows in the time of its creation, not in who made it.
 func (b *Bus) EnsureStream(ctx context.Context, domain string) (jetstream.Stream, error) {
 	if of, ok := signalsOf(domain); ok {
 		return b.ensureSignals(ctx, of)

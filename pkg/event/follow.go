@@ -18,8 +18,7 @@ import (
 // a lost connection or stream all of the last since comes again. caughtUp (may be
 // nil) is called once, when all that was there at the beginning has been given.
 //
-// since counts by the server's clock, because that is whose times the stream
-// keeps.
+// since counts back from this machine's clock, whatever the server's says.
 func (b *Bus) Follow(ctx context.Context, source, typ string, since time.Duration,
 	fn func(*eventv1.Event), caughtUp func(),
 ) error {
