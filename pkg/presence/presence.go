@@ -48,7 +48,7 @@ const Shards = 16
 func ShardOf(user uuid.UUID) int { return int(user[15]) % Shards }
 
 // rollLife is the TTL of what is kept up by work rather than by time: the roll of a
-// deployment that nobody runs any more. Reporters write everything again four times
+// deployment that nobody runs any more. Reporters write everything again many times
 // within it.
 const rollLife = 24 * time.Hour
 

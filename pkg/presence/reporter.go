@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,8 +29,10 @@ const (
 	// written anew, under another lease, and the old one swept.
 	maxChanged = 50_000
 	// rollEvery is how often everybody is written again, a shard at a time, whether
-	// changed or not.
-	rollEvery = rollLife / 4
+	// changed or not. It also keeps a Redis that is full of caches from giving up the
+	// keys of people of whom there is nothing new. With 100,000 people connected here
+	// it is a report each second.
+	rollEvery = 10 * time.Minute
 )
 
 // ReporterConfig is what a gateway hands over.
@@ -41,7 +44,8 @@ type ReporterConfig struct {
 	// Devices gives the sessions of a person that are connected here. It must not
 	// block and not call back.
 	Devices func(user uuid.UUID) []Device
-	// Each visits everybody of a shard who is connected here, by the same rules.
+	// Each visits everybody of a shard who is connected here, by the same rules. Both
+	// are called for several shards at once.
 	Each func(shard int, visit func(user uuid.UUID))
 	// Lease is how long a gateway may be silent before its people count as gone; it
 	// beats three times within it.
@@ -70,7 +74,8 @@ type reporterShard struct {
 	changed map[uuid.UUID]struct{}
 	lost    bool // too much has changed to know it all
 
-	// Of Run alone: the lease ("" = none) and the number of the last report.
+	// Of Run alone, and of the one flush that runs for it: the lease ("" = none) and
+	// the number of the last report.
 	lease  string
 	number int64
 }
@@ -114,13 +119,14 @@ func (r *Reporter) Run(ctx context.Context) error {
 	defer retry.Stop()
 	r.rollAt = time.Now().Add(rollEvery / Shards)
 	for {
-		var err error
+		var beaten error
 		select {
 		case <-ctx.Done():
 			r.leave(ctx)
 			return nil
 		case <-beat.C:
-			err = r.beat(ctx)
+			// What does not beat is no reason to write nothing: it may be one node of many.
+			beaten = r.beat(ctx)
 			r.roll()
 		case <-retry.C:
 		case <-r.wake:
@@ -128,9 +134,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 				continue // retry is set, or ctx has ended
 			}
 		}
-		if err == nil {
-			err = r.flush(ctx)
-		}
+		err := errors.Join(beaten, r.flush(ctx))
 		r.tell(ctx, err)
 		if err != nil {
 			retry.Reset(redisPause)
@@ -150,21 +154,37 @@ func (r *Reporter) tell(ctx context.Context, err error) {
 	r.away = err != nil
 }
 
-// flush reports what has changed. After an error the rest waits.
+// flush reports what has changed, all shards at once: in a cluster they stand on
+// several nodes, and one that is away must not hold up the others. After an error
+// the rest of the shard waits.
 func (r *Reporter) flush(ctx context.Context) error {
-	var reported bool
+	var reported atomic.Bool
+	var errs [Shards]error
+	var shards sync.WaitGroup
 	for i := range r.shards {
-		some, err := r.flushShard(ctx, i)
-		reported = reported || some
-		if err != nil {
-			return err
+		if !r.shards[i].wantsFlush() {
+			continue
 		}
+		shards.Go(func() {
+			some, err := r.flushShard(ctx, i)
+			if errs[i] = err; some {
+				reported.Store(true)
+			}
+		})
 	}
-	if reported && r.cfg.NATS != nil {
+	shards.Wait()
+	if reported.Load() && r.cfg.NATS != nil {
 		// A hint: the user service looks by itself every second.
 		_ = r.cfg.NATS.Publish(DueSubject, nil)
 	}
-	return nil
+	return errors.Join(errs[:]...)
+}
+
+// wantsFlush says whether there is anything to do.
+func (s *reporterShard) wantsFlush() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lease == "" || s.lost || len(s.changed) > 0
 }
 
 func (r *Reporter) flushShard(ctx context.Context, shard int) (reported bool, err error) {
@@ -192,7 +212,7 @@ func (r *Reporter) flushShard(ctx context.Context, shard int) (reported bool, er
 			return reported, err
 		}
 		if !ok {
-			s.lease = "" // it has ended: Redis was emptied, or we were silent for too long
+			s.lease = "" // it has ended, or Redis has lost a report: see reportScript
 			continue
 		}
 		reported = true
@@ -242,7 +262,9 @@ func (r *Reporter) open(ctx context.Context, shard int) error {
 	return nil
 }
 
-// report writes people down; false if there is no such lease any more. The devices
+// report writes people down; false if there is no such lease any more, or not with
+// all reports before this one. After an error it is not known whether it was written:
+// then the next one is refused, and the shard is written anew. The devices
 // are read here, after the people were taken: a change from now on is another
 // report.
 func (r *Reporter) report(ctx context.Context, s *reporterShard, people []uuid.UUID) (ok bool, err error) {
@@ -262,8 +284,9 @@ func (r *Reporter) report(ctx context.Context, s *reporterShard, people []uuid.U
 	return result == 1, nil
 }
 
-// beat prolongs the leases, all in one round trip. One that has ended is replaced
-// by the flush that follows.
+// beat prolongs the leases, all in one round trip. One that has ended, or lacks
+// reports, is replaced by the flush that follows. What is wrong with one shard does
+// not concern the others.
 func (r *Reporter) beat(ctx context.Context) error {
 	var beats []rueidis.LuaExec
 	var of []*reporterShard
@@ -275,7 +298,7 @@ func (r *Reporter) beat(ctx context.Context) error {
 		of = append(of, s)
 		beats = append(beats, rueidis.LuaExec{
 			Keys: []string{s.keys.lease(s.lease), s.keys.leases(), s.keys.of(s.lease)},
-			Args: []string{milliseconds(r.cfg.Lease), milliseconds(rollLife)},
+			Args: []string{milliseconds(r.cfg.Lease), milliseconds(rollLife), strconv.FormatInt(s.number, 10)},
 		})
 	}
 	if len(beats) == 0 {
@@ -283,16 +306,16 @@ func (r *Reporter) beat(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
+	var errs []error
 	for i, res := range beatScript.ExecMulti(ctx, r.cfg.Redis, beats...) {
-		alive, err := res.AsInt64()
-		if err != nil {
-			return fmt.Errorf("prolong a lease: %w", err)
-		}
-		if alive == 0 {
+		switch alive, err := res.AsInt64(); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("prolong a lease: %w", err))
+		case alive == 0:
 			of[i].lease = ""
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // roll has one shard after the other written again.

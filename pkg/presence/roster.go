@@ -2,6 +2,7 @@ package presence
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -145,15 +146,17 @@ func (r *Roster) Doubt(ctx context.Context, at time.Time, users ...uuid.UUID) er
 	if len(execs) == 0 {
 		return nil
 	}
+	var errs []error
 	for _, res := range doubtScript.ExecMulti(ctx, r.redis, execs...) {
 		if err := res.Error(); err != nil {
-			return fmt.Errorf("doubt: %w", err)
+			errs = append(errs, fmt.Errorf("doubt: %w", err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// Missing returns those of users of whom the roll knows nothing at all.
+// Missing returns those of users of whom the roll knows nothing at all, as far as
+// Redis answers; the error says that it did not for all.
 func (r *Roster) Missing(ctx context.Context, users []uuid.UUID) ([]uuid.UUID, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
@@ -162,16 +165,16 @@ func (r *Roster) Missing(ctx context.Context, users []uuid.UUID) ([]uuid.UUID, e
 		commands = append(commands, r.redis.B().Exists().Key(keysOf(ShardOf(user)).user()+user.String()).Build())
 	}
 	var missing []uuid.UUID
+	var failed error
 	for i, res := range r.redis.DoMulti(ctx, commands...) {
-		there, err := res.AsInt64()
-		if err != nil {
-			return nil, fmt.Errorf("look for people: %w", err)
-		}
-		if there == 0 {
+		switch there, err := res.AsInt64(); {
+		case err != nil:
+			failed = fmt.Errorf("look for people: %w", err)
+		case there == 0:
 			missing = append(missing, users[i])
 		}
 	}
-	return missing, nil
+	return missing, failed
 }
 
 // Sweep takes back what stands under leases of a shard that have ended. Those

@@ -4,6 +4,10 @@ import "github.com/redis/rueidis"
 
 // The scripts make keys of people from a prefix: those have the hash tag of the
 // keys that are named, so they stand in the same slot.
+//
+// Those that are run for many shards at once are sent whole each time: to load them
+// first would take every node of a cluster, so that one that is away, were it only
+// a replica, would end the heartbeat of all shards.
 
 // openScript begins a lease.
 //
@@ -14,11 +18,14 @@ redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1`)
 
-// beatScript prolongs a lease; 0 if it has ended.
+// beatScript prolongs a lease; 0 if it has ended, or its last report is not the one
+// that the gateway sent last: a failover has lost some.
 //
-// Keys: lease, leases, of. Arguments: the TTL of the lease, that of the roll.
-var beatScript = rueidis.NewLuaScript(`
-if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
+// Keys: lease, leases, of. Arguments: the TTL of the lease, that of the roll, the
+// number of the last report.
+var beatScript = rueidis.NewLuaScriptNoSha(`
+if redis.call('GET', KEYS[1]) ~= ARGV[3] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 redis.call('PEXPIRE', KEYS[3], ARGV[2])
 return 1`)
@@ -29,9 +36,12 @@ return 1`)
 var closeScript = rueidis.NewLuaScript(`return redis.call('DEL', KEYS[1])`)
 
 // reportScript writes down the devices of people, none as an empty text, and makes
-// those due for whom that is new. It answers 1; -1 without a lease; 0 if a later
-// report came before: a report that Redis was late to read, or got twice, must not
-// undo it.
+// those due for whom that is new. It answers 1; -1 without a lease; 0 if the report
+// before it is not the last one: then either that one was lost, by a failover or on
+// the way, or this one comes late or twice and must not undo what came after it.
+//
+// Whoever has a device has not left: what was noted of that (l) goes, or a second
+// leave within the grace would be dated back to the first.
 //
 // Keys: lease, of, due. Arguments: number, TTL of the lease, prefix of people,
 // lease, TTL of the roll, then person and devices by turns.
@@ -40,7 +50,7 @@ var closeScript = rueidis.NewLuaScript(`return redis.call('DEL', KEYS[1])`)
 var reportScript = rueidis.NewLuaScript(`
 local last = redis.call('GET', KEYS[1])
 if not last then return -1 end
-if tonumber(last) >= tonumber(ARGV[1]) then return 0 end
+if tonumber(last) ~= tonumber(ARGV[1]) - 1 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local changed = false
 for i = 6, #ARGV, 2 do
@@ -57,6 +67,7 @@ for i = 6, #ARGV, 2 do
       redis.call('ZADD', KEYS[3], 0, user)
       changed = true
     end
+    redis.call('HDEL', key, 'l')
     redis.call('SADD', KEYS[2], user)
     redis.call('PEXPIRE', key, ARGV[5])
   end
@@ -117,7 +128,7 @@ return 1`)
 // whoever looks at them then tells what there is, also if nothing is new.
 //
 // Keys: due. Arguments: prefix of people, when, TTL of the roll, people.
-var doubtScript = rueidis.NewLuaScript(`
+var doubtScript = rueidis.NewLuaScriptNoSha(`
 for i = 4, #ARGV do
   local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
   if not score or tonumber(score) > tonumber(ARGV[2]) then
