@@ -133,7 +133,8 @@ func complete(all []step) bool {
 var (
 	listed  = regexp.MustCompile("^\\| `([a-z0-9_]+)`(\\*?) \\| ([a-z]+) \\| ?([a-z0-9_, ]*?) ?\\| .+ \\|$")
 	sample  = regexp.MustCompile(`^([a-zA-Z_][a-zA-Z0-9_]*)(?:\{(.*)\})? `)
-	label   = regexp.MustCompile(`([a-z_]+)="(?:[^"\\]|\\.)*",?`)
+	label   = regexp.MustCompile(`([a-z_]+)="((?:[^"\\]|\\.)*)",?`)
+	valued  = regexp.MustCompile("^\\* `([a-z0-9_]+)`(\\*?) ([a-z_]+): (.+)$")
 	suffix  = regexp.MustCompile(`_(bucket|sum|count)$`)
 	library = regexp.MustCompile(`^(go|process|promhttp)_`)
 )
@@ -164,10 +165,31 @@ func listedMetrics(t *testing.T) map[string]metricLine {
 	return out
 }
 
-// told reads what a process tells: the kinds of the metrics, and the sets of
-// labels of their series.
-func told(body string) (kinds map[string]string, labels map[string]map[string]bool) {
-	kinds, labels = map[string]string{}, map[string]map[string]bool{}
+// labelValues is a line about the values of a label.
+type labelValues struct {
+	rare bool // one appears when it happens
+	all  []string
+}
+
+// listedValues are the lines of docs/metrics.md about values, by metric and label.
+func listedValues(t *testing.T) map[[2]string]labelValues {
+	t.Helper()
+	raw, err := os.ReadFile("../../docs/metrics.md")
+	require.NoError(t, err)
+	out := map[[2]string]labelValues{}
+	for line := range strings.Lines(string(raw)) {
+		if m := valued.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
+			out[[2]string{m[1], m[3]}] = labelValues{rare: m[2] == "*", all: strings.Split(m[4], ", ")}
+		}
+	}
+	require.NotEmpty(t, out)
+	return out
+}
+
+// told reads what a process tells: the kinds of the metrics, the sets of labels of
+// their series, and the values of the labels, by metric and label.
+func told(body string) (kinds map[string]string, labels map[string]map[string]bool, values map[[2]string][]string) {
+	kinds, labels, values = map[string]string{}, map[string]map[string]bool{}, map[[2]string][]string{}
 	for lines := bufio.NewScanner(strings.NewReader(body)); lines.Scan(); {
 		if rest, ok := strings.CutPrefix(lines.Text(), "# TYPE "); ok {
 			name, kind, _ := strings.Cut(rest, " ")
@@ -186,6 +208,7 @@ func told(body string) (kinds map[string]string, labels map[string]map[string]bo
 		for _, l := range label.FindAllStringSubmatch(m[2], -1) {
 			if l[1] != "le" {
 				names = append(names, l[1])
+				values[[2]string{name, l[1]}] = append(values[[2]string{name, l[1]}], l[2])
 			}
 		}
 		slices.Sort(names)
@@ -194,19 +217,22 @@ func told(body string) (kinds map[string]string, labels map[string]map[string]bo
 		}
 		labels[name][strings.Join(names, ",")] = true
 	}
-	return kinds, labels
+	return kinds, labels, values
 }
 
 // metricsAreListed: every metric that the product tells is in docs/metrics.md
-// with its kind and labels, and every one that is listed there is told. Rules
+// with its kind, its labels and the values of those that have few, and every one that is listed there is told. Rules
 // and dashboards are checked against that list.
 func metricsAreListed(t *testing.T, sys *system.System) {
 	useEverything(t, sys)
-	list := listedMetrics(t)
+	list, closed := listedMetrics(t), listedValues(t)
 	require.EventuallyWithT(t, func(t *assert.CollectT) {
-		seen := map[string]bool{}
+		seen, values := map[string]bool{}, map[[2]string][]string{}
 		for _, p := range sys.Processes() {
-			kinds, labels := told(admin(t, http.MethodGet, p.Admin()+"/metrics"))
+			kinds, labels, here := told(admin(t, http.MethodGet, p.Admin()+"/metrics"))
+			for of, some := range here {
+				values[of] = append(values[of], some...)
+			}
 			for name, kind := range kinds {
 				line, known := list[name]
 				if !known {
@@ -225,6 +251,12 @@ func metricsAreListed(t *testing.T, sys *system.System) {
 		}
 		for name, line := range list {
 			assert.True(t, line.rare || seen[name], "%s is listed and nobody tells it", name)
+		}
+		for of, line := range closed {
+			assert.Subset(t, line.all, values[of], "the values of %s", of)
+			if !line.rare {
+				assert.Subset(t, values[of], line.all, "the values of %s: listed and not told", of)
+			}
 		}
 	}, 2*soon, poll, "some are asked for every 15 seconds only")
 }

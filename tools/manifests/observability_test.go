@@ -148,7 +148,7 @@ func TestEveryAlertHasItsRunbook(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile(root + "/docs/runbook.md")
 	require.NoError(t, err)
-	sections := map[string]bool{}
+	sections, used := map[string]bool{}, map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^## (\w+)$`).FindAllStringSubmatch(string(raw), -1) {
 		sections[m[1]] = true
 	}
@@ -157,13 +157,13 @@ func TestEveryAlertHasItsRunbook(t *testing.T) {
 			continue
 		}
 		assert.True(t, sections[r.Alert], "docs/runbook.md has no section %s", r.Alert)
-		delete(sections, r.Alert)
+		used[r.Alert] = true
 		assert.Equal(t, "docs/runbook.md#"+strings.ToLower(r.Alert), r.Annotations["runbook"], r.Alert)
 		assert.NotEmpty(t, r.Annotations["summary"], r.Alert)
 		assert.Contains(t, []string{"page", "ticket"}, r.Labels["severity"], r.Alert)
 		assert.True(t, strings.HasPrefix(r.Alert, "Parley"), r.Alert)
 	}
-	assert.Empty(t, sections, "sections of alerts that do not exist")
+	assert.Equal(t, used, sections, "sections of alerts that do not exist")
 }
 
 func TestDashboardsNameWhatExists(t *testing.T) {

@@ -134,7 +134,7 @@ func services() Dashboard {
 				{"sum by (service) (rate(database_acquire_waits_total[5m]))", "{{service}} waits"}, {"sum by (service) (rate(database_acquires_canceled_total[5m]))", "{{service}} gave up"},
 			}},
 			{Title: "Operations, p95", Unit: "s", Queries: []Query{{quantile(.95, "db_client_operation_duration_seconds", "service", "pgx_operation_type"), "{{service}} {{pgx_operation_type}}"}}},
-			{Title: "Partitions end in", Unit: "s", Queries: []Query{{"min by (service, table) (partition_runway_seconds)", "{{service}} {{table}}"}}},
+			{Title: "Partitions end in", Unit: "s", Queries: []Query{{"max by (service, table) (partition_ends_timestamp_seconds) - time()", "{{service}} {{table}}"}}},
 		}},
 		{Title: "Caches and jobs", Panels: []Panel{
 			{Title: "Cache hits", Unit: "percentunit", Queries: []Query{{"parley:cache_hits:ratio5m", "{{cache}}"}}},

@@ -60,6 +60,27 @@ func Metrics(path string) (_ map[string]Metric, err error) {
 	return out, nil
 }
 
+var values = regexp.MustCompile("^\\* `([a-z0-9_]+)`\\*? ([a-z_]+): (.+)$")
+
+// Values reads from docs/metrics.md which values labels have, of those that have
+// few, by metric and label.
+func Values(path string) (map[[2]string][]string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the list of metrics: %w", err)
+	}
+	out := map[[2]string][]string{}
+	for text := range strings.Lines(string(raw)) {
+		if m := values.FindStringSubmatch(strings.TrimSpace(text)); m != nil {
+			out[[2]string{m[1], m[2]}] = strings.Split(m[3], ", ")
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no values of labels in %s", path)
+	}
+	return out, nil
+}
+
 // Series are the names under which Prometheus stores the metrics, with their
 // labels: a histogram has three.
 func Series(metrics map[string]Metric) map[string][]string {
