@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/rpc"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
@@ -116,7 +117,7 @@ func (d *Device) Run(ctx context.Context) error {
 			wait = closed.ReconnectAfter + wait
 		}
 		tries++
-		if !pause(ctx, wait) {
+		if !clock.Pause(ctx, wait) {
 			return ctx.Err()
 		}
 	}
@@ -204,7 +205,7 @@ func (d *Device) follow(ctx context.Context, conn *Conn) error {
 				return conn.Err()
 			}
 			// The connection lives, a service behind it does not: try again soon.
-			if !pause(ctx, jitter(3)) {
+			if !clock.Pause(ctx, jitter(3)) {
 				return ctx.Err()
 			}
 			d.demandSync()
@@ -409,7 +410,7 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		if !retryable(err) || !pause(ctx, max(retryAfter(err), jitter(tries))) {
+		if !retryable(err) || !clock.Pause(ctx, max(retryAfter(err), jitter(tries))) {
 			return nil, err
 		}
 		if retried != nil {
@@ -439,16 +440,4 @@ func spread(d time.Duration) time.Duration { return d - rand.N(d/4+1) }
 // jitter is full jitter: a random time up to base·2^tries, at most the cap.
 func jitter(tries int) time.Duration {
 	return rand.N(min(backoffBase<<min(tries, 10), backoffCap))
-}
-
-// pause waits unless ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -2,9 +2,9 @@
 //
 // Everything that decides by time takes a Clock, so that a test can move it and
 // so that one process of a test system can run hours ahead of another. Only
-// instants come from here: waiting (timers, tickers, deadlines of calls) uses the
-// runtime's monotonic time, which no Clock changes. SQL never asks the database
-// for the time; it gets an instant from a Clock as a parameter.
+// instants come from a Clock: waiting (Pause, timers, tickers, deadlines of calls)
+// uses the runtime's monotonic time, which no Clock changes. SQL never asks the
+// database for the time; it gets an instant from a Clock as a parameter.
 package clock
 
 import (

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/parleychat/parley/pkg/clock"
 )
 
 const (
@@ -65,7 +67,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	defer cut()
 	w.delivering = delivering
 	stop := context.AfterFunc(ctx, func() {
-		pause(delivering, q.cfg.Drain)
+		clock.Pause(delivering, q.cfg.Drain)
 		cut()
 	})
 	defer stop()
@@ -80,18 +82,9 @@ func (q *Queue) Run(ctx context.Context) error {
 			attempt = 1
 		}
 		q.log.WarnContext(ctx, "the mail queue is looked for again", "error", err)
-		pause(ctx, min(time.Duration(attempt)*200*time.Millisecond, 3*time.Second))
+		clock.Pause(ctx, min(time.Duration(attempt)*200*time.Millisecond, 3*time.Second))
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }
 
 // worker is the delivering half of a queue.
@@ -184,7 +177,7 @@ func (w *worker) measure(ctx context.Context, cons jetstream.Consumer) {
 		if err == nil {
 			w.q.metrics.depth(ctx, info.NumPending+uint64(info.NumAckPending)) // what is delivered and not done waits as well
 		}
-		pause(ctx, depthEvery)
+		clock.Pause(ctx, depthEvery)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/parleychat/parley/pkg/clock"
 )
 
 var errBadTarget = errors.New("want http://host:port or https://host:port")
@@ -58,21 +60,10 @@ func (b *balancer) resolveLoop(ctx context.Context) {
 		case <-b.wake:
 		}
 		b.resolve(ctx)
-		if !sleep(ctx, pause) {
+		if !clock.Pause(ctx, pause) {
 			return
 		}
 		timer.Reset(b.cfg.ResolveEvery)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

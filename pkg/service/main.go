@@ -207,11 +207,7 @@ func startPatiently(ctx context.Context, def Definition, c Config, d Deps) (*Run
 		if tries%20 == 0 {
 			d.Log.WarnContext(ctx, "waiting for the database", "service", def.Name, "error", err)
 		}
-		timer := time.NewTimer(startRetry)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !clock.Pause(ctx, startRetry) {
 			return nil, nil //nolint:nilnil // told to end before it began
 		}
 	}
