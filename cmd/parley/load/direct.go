@@ -16,8 +16,6 @@ import (
 const (
 	// callsAtOnce is how many calls a process makes at once beside the load.
 	callsAtOnce = 16
-	// settleTime bounds the wait for the last answers and pushes.
-	settleTime = 15 * time.Second
 	// patience is how long a closed loop waits for a push before it asks.
 	patience = 2 * time.Second
 	// plantedAfter is when a planted fault of a test happens.
@@ -203,32 +201,6 @@ type due struct {
 	talk int
 	from uint8
 	at   time.Time
-}
-
-// settle waits until every message is answered and delivered, and counts what is not.
-func (r *run) settle(ctx context.Context) error {
-	defer func() {
-		now := r.meter.now()
-		for _, t := range r.allTalks() {
-			t.giveUp(now)
-		}
-	}()
-	deadline := time.Now().Add(settleTime)
-	for time.Now().Before(deadline) {
-		quiet := true
-		for _, t := range r.allTalks() {
-			if quiet = t.quiet(); !quiet {
-				break
-			}
-		}
-		if quiet {
-			return nil
-		}
-		if err := sleepUntil(ctx, time.Now().Add(20*time.Millisecond)); err != nil {
-			return err
-		}
-	}
-	return nil // the judge says what is missing for good
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -365,37 +365,6 @@ func (t *talk) quiet() bool {
 	return t.open == 0 && t.undelivered == 0 && len(t.sides[0].queue)+len(t.sides[1].queue) == 0
 }
 
-// giveUp ends the wait for the last answers and pushes. What has not come is counted with the time that it has taken so
-// far: to leave it out would leave out the slowest.
-func (t *talk) giveUp(now moment) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range t.sends {
-		t.giveUpLocked(&t.sends[i], now)
-	}
-	for _, d := range t.sides {
-		for _, intended := range d.queue {
-			t.run.meter.count(intended, func(c *Counts) { c.NeverSent++; c.Ack.add(time.Duration(now - intended)) })
-		}
-		d.queue = nil
-	}
-}
-
-func (t *talk) giveUpLocked(m *sent, now moment) {
-	took := time.Duration(now - m.intended)
-	switch {
-	case m.givenUp:
-	case !m.settled:
-		m.givenUp = true
-		t.open--
-		t.run.meter.count(m.intended, func(c *Counts) { c.Unknown++; c.Unanswered++; c.Ack.add(took) })
-	case m.outcome == history.Acked && !m.delivered:
-		m.givenUp = true
-		t.undelivered--
-		t.run.meter.count(m.intended, func(c *Counts) { c.Undelivered++; c.Delivery.add(took) })
-	}
-}
-
 // forgetLocked drops old messages where nothing is recorded: only latencies need them.
 func (t *talk) forgetLocked() {
 	const enough = 1024

@@ -229,6 +229,28 @@ func TestTheSlowestAreNotLeftOut(t *testing.T) {
 	require.EqualValues(t, 1, c.Delivery.TotalCount())
 }
 
+// An entry that comes again is no fault, unless it says something else.
+func TestAnotherContentAtTheSamePlace(t *testing.T) {
+	t.Parallel()
+	r := &run{meter: newMeter(), keep: true, limit: 100}
+	tk := &talk{run: r, id: "c", sides: [2]*side{{id: "a", next: 1}, {id: "b", next: 1}}}
+	tk.sends = []sent{{at: 1}}
+	var id uuidText
+	formatUUID(&id, tk.clientID(0, 1))
+	e := entry{seq: 1, ordinal: 1, sender: []byte("a"), client: id[:], text: []byte("one"), message: true}
+	for range 2 {
+		tk.takeLocked(1, &e, time.Now(), true)
+	}
+	require.Len(t, tk.historyView(1, 1).Entries, 1)
+	e.text = []byte("two")
+	tk.takeLocked(1, &e, time.Now(), true)
+	view := tk.historyView(1, 1)
+	require.Len(t, view.Entries, 2)
+	log := history.Log{Conversation: "c", Entries: view.Entries[:1]}
+	require.NotEmpty(t, history.Check(history.History{Logs: []history.Log{log}, Views: []history.View{view}}))
+	require.EqualValues(t, 2, tk.sides[1].next)
+}
+
 func TestWhoComesBack(t *testing.T) {
 	t.Parallel()
 	for _, one := range []struct {

@@ -59,6 +59,7 @@ func (t *talk) takeLocked(i int, e *entry, now time.Time, push bool) {
 		if push {
 			r.meter.note(func(c *Counts) { c.Doubled++ })
 		}
+		t.compareLocked(d, seq, e)
 		return
 	case seq > d.next:
 		if d.aside == nil {
@@ -87,6 +88,17 @@ func (t *talk) takeLocked(i int, e *entry, now time.Time, push bool) {
 		}
 		delete(d.aside, d.next)
 		t.acceptOddLocked(d, next)
+	}
+}
+
+// compareLocked has the judge see an entry that comes again with other content, though a client shows none twice.
+func (t *talk) compareLocked(d *side, seq int64, e *entry) {
+	if !t.run.keep || seq < 1 || int(seq) > len(d.seen) {
+		return
+	}
+	if known := d.seen[seq-1]; int64(known.seq) == seq && known.content != hash(e.text) {
+		t.acceptOddLocked(d, t.toHistory(e))
+		d.next-- // it is the same place
 	}
 }
 
