@@ -82,6 +82,21 @@ func TestCheck(t *testing.T) {
 			})
 		}, []history.Rule{history.Lost}},
 		{"SwapOfOneSender", func(h *history.History) { h.Sends[2].Seq, h.Sends[4].Seq = h.Sends[4].Seq, h.Sends[2].Seq }, []history.Rule{history.Reordered}},
+		{"SwapOfTwoSenders", func(h *history.History) {
+			// No lane orders them: only that one was acknowledged before the other was sent. Whoever reads sees no fault.
+			h.Sends[2].Seq, h.Sends[3].Seq = h.Sends[3].Seq, h.Sends[2].Seq
+			swap := func(es []history.Entry) []history.Entry {
+				a, b := &es[h.Sends[2].Seq-1], &es[h.Sends[3].Seq-1]
+				a.Sender, b.Sender = b.Sender, a.Sender
+				a.ClientID, b.ClientID = b.ClientID, a.ClientID
+				a.Content, b.Content = b.Content, a.Content
+				return es
+			}
+			logs(h, swap)
+			for i := range h.Views {
+				h.Views[i].Entries = swap(h.Views[i].Entries)
+			}
+		}, []history.Rule{history.Reordered}},
 		{"SwapInAPipelinedLane", func(h *history.History) {
 			// Both were under way at once, so only the lane orders them.
 			h.Sends[2].Completed, h.Sends[4].Completed = 1000, 1001
@@ -101,6 +116,7 @@ func TestCheck(t *testing.T) {
 		{"DoubleInOneView", func(h *history.History) {
 			h.Views[3].Entries = append(h.Views[3].Entries, h.Views[3].Entries[5])
 		}, []history.Rule{history.Doubled}},
+		{"OtherContentInOneView", func(h *history.History) { h.Views[0].Entries[3].Content++ }, []history.Rule{history.Diverged}},
 		{"Invented", func(h *history.History) {
 			logs(h, func(es []history.Entry) []history.Entry {
 				return append(es, history.Entry{Seq: 12, Ordinal: 11, Sender: "ben", ClientID: "ghost", At: 12, Message: true})

@@ -69,7 +69,8 @@ type Log struct {
 }
 
 // View is what one device showed of a conversation: the entries in the order in
-// which it accepted them, after its own repair of holes.
+// which it accepted them, after its own repair of holes. A device that showed nothing must have a
+// view, too, an empty one, or nobody misses it: a Recorder knows only those that showed something.
 type View struct {
 	Conversation, Device string
 	Entries              []Entry
