@@ -7,12 +7,12 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
@@ -34,7 +34,7 @@ const internalPrefix = "Parley-"
 
 // forward proxies a call to its service. It passes Connect, gRPC and gRPC-Web,
 // streams included, without reading them.
-func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, route *route) {
+func (g *Gateway) forward(w *answer, r *http.Request, route *route) {
 	began := time.Now()
 	ctx, span := g.tracer.Start(r.Context(), strings.TrimPrefix(route.Procedure, "/"),
 		trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer), ofHTTPCall)
@@ -49,30 +49,29 @@ func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, route *route) 
 			return
 		}
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = http.MaxBytesReader(w, r.Body, g.cfg.HTTP.MaxRequestBytes)
+			r.Body = http.MaxBytesReader(w.ResponseWriter, r.Body, g.cfg.HTTP.MaxRequestBytes)
 		}
 	} else {
 		// A stream lasts as long as both sides want; only its beginning was bounded.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	}
-	status := &statusWriter{ResponseWriter: w, status: http.StatusOK}
-	route.proxy.ServeHTTP(status, r.WithContext(ctx))
-	g.metrics.called(ctx, route.Procedure, "http", strconv.Itoa(status.status), time.Since(began))
+	whole := false // an answer that is cut off ends in a panic of the proxy
+	defer func() {
+		code := w.code()
+		switch {
+		case !whole && w.first.IsZero():
+			code = connect.CodeInternal.String()
+		case !whole:
+			code = brokenOff(ctx)
+		}
+		if !fine(code) {
+			span.SetStatus(codes.Error, code)
+		}
+		g.metrics.called(ctx, route.Procedure, "http", code, w.took(began, route))
+	}()
+	route.proxy.ServeHTTP(w, r.WithContext(ctx))
+	whole = true
 }
-
-// statusWriter remembers the status for the metric.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-}
-
-func (w *statusWriter) WriteHeader(status int) {
-	w.status = status
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// Unwrap lets http.ResponseController through.
-func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func errRequestTooLarge(limit int64) *connect.Error {
 	return rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_TOO_LARGE,

@@ -1,9 +1,12 @@
 package gateway
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"net/http/httputil"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -84,11 +87,13 @@ func (t routes) unary(procedure string) (*route, error) {
 }
 
 // ServeHTTP is the door for everything.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.boundBody(w, r)
+func (g *Gateway) ServeHTTP(plain http.ResponseWriter, r *http.Request) {
+	w := &answer{ResponseWriter: plain, status: http.StatusOK}
+	defer g.recoverHTTP(w, r)
+	g.boundBody(plain, r)
 	switch {
 	case r.URL.Path == SocketPath:
-		g.upgrade(w, r)
+		g.upgrade(plain, r) // takes the connection
 	case g.cors(w, r):
 	case strings.HasPrefix(r.URL.Path, procedurePrefix):
 		g.serveCall(w, r)
@@ -101,8 +106,31 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// recoverHTTP makes a panic one failed request and one report. net/http would end
+// the connection and tell it where production does not look.
+func (g *Gateway) recoverHTTP(w *answer, r *http.Request) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		panic(p) //nolint:forbidigo // not ours: net/http ends the connection with it
+	}
+	stack := debug.Stack()
+	g.log.ErrorContext(r.Context(), "panic in the gateway",
+		"path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(stack[:min(len(stack), mostOfStack)]))
+	if r.URL.Path == SocketPath || !w.first.IsZero() {
+		// The connection is no longer ours, or half an answer is out: only its end tells.
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the documented way to abort a response
+	}
+	g.reject(w, r, rpc.Error(connect.CodeInternal, errorv1.Reason_REASON_INTERNAL, "internal error"))
+}
+
+// mostOfStack is what the log keeps of a stack: the first frames are ours.
+const mostOfStack = 8 << 10
+
 // serveCall checks a call from outside and forwards it.
-func (g *Gateway) serveCall(w http.ResponseWriter, r *http.Request) {
+func (g *Gateway) serveCall(w *answer, r *http.Request) {
 	route, err := g.admitCall(r)
 	if err != nil {
 		g.reject(w, r, err)

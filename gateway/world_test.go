@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -83,6 +84,7 @@ type setup struct {
 	keys    token.KeySource
 	meter   metric.MeterProvider
 	redis   rueidis.Client
+	log     *slog.Logger
 }
 
 type world struct {
@@ -124,7 +126,10 @@ func newWorld(t testing.TB, change ...func(*setup)) *world {
 	if s.keys == nil {
 		s.keys = token.StaticKeys{keyID: private.Public().(ed25519.PublicKey)}
 	}
-	log := testkit.Logger(t)
+	log := s.log
+	if log == nil {
+		log = testkit.Logger(t)
+	}
 	w.publisher = realtime.New(w.conn, log)
 	w.revocations = token.NewRevocations(s.clock, time.Hour)
 	verifier := token.NewVerifier(s.keys, w.revocations, s.clock, issuer, audience)
