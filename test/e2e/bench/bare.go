@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -8,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/parleychat/parley/pkg/testkit"
 	"github.com/parleychat/parley/test/e2e/system"
@@ -19,14 +23,7 @@ func startBare(t testing.TB, of people) people {
 	t.Helper()
 	server := testkit.PrivatePostgres(t)
 	database := server.NewDatabase(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a port: %v", err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatalf("find a port: %v", err)
-	}
+	address := freeAddress(t)
 	cmd := exec.Command(system.Program(t, "bare"), "-listen", address)
 	separator := "?"
 	if strings.Contains(database.AdminURL(), "?") {
@@ -41,19 +38,47 @@ func startBare(t testing.TB, of people) people {
 		_ = cmd.Process.Signal(os.Interrupt) // it may have failed
 		_ = cmd.Wait()
 	})
-	for deadline := time.Now().Add(time.Minute); ; {
-		conn, err := net.DialTimeout("tcp", address, time.Second)
-		if err == nil {
-			_ = conn.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the yardstick does not listen: %v", err)
-		}
-	}
+	awaitListening(t, address)
 	return people{of.file, []string{
 		"--url", "ws://" + address + "/v1/ws", "--pids", fmt.Sprintf("server=%d,postgres=%d", cmd.Process.Pid, server.PID()),
 	}}
+}
+
+// freeAddress is one that nobody listened on a moment ago.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("find a port: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatalf("find a port: %v", err)
+	}
+	return l.Addr().String()
+}
+
+func awaitListening(t testing.TB, address string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = conn.Close() // it was only to see
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody listens on %s: %v", address, err)
+		}
+	}
+}
+
+// execute runs statements in a database.
+func execute(ctx context.Context, url, statements string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	_, err = conn.Exec(ctx, statements)
+	return errors.Join(err, conn.Close(ctx))
 }
 
 // loadAverage is that of the last minute, for the record.

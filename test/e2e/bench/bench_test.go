@@ -71,7 +71,11 @@ func TestBench(t *testing.T) { //nolint:tparallel // one at a time, or they meas
 		require.NoError(t, err, envSeed)
 	}
 	var raw bytes.Buffer
-	fmt.Fprintf(&raw, "make bench SECONDS=%d SEED=%d: %s, %s, %d CPUs, %s, load average %s\n\n", p.seconds, seed, cpuModel(), runtime.Version(),
+	what := "make bench"
+	if !p.judged {
+		what = "a rehearsal, small and not judged, of make bench"
+	}
+	fmt.Fprintf(&raw, "%s SECONDS=%d SEED=%d: %s, %s, %d CPUs, %s, load average %s\n\n", what, p.seconds, seed, cpuModel(), runtime.Version(),
 		runtime.NumCPU(), time.Now().UTC().Format(time.RFC3339), loadAverage())
 	m := &measurer{plan: p, bench: &bench{t: t, parley: system.Program(t, "parley"), dir: t.TempDir(), seed: seed, raw: &raw}}
 	t.Cleanup(func() {
@@ -84,17 +88,22 @@ func TestBench(t *testing.T) { //nolint:tparallel // one at a time, or they meas
 			t.Logf("raw results:\n%s", raw.Bytes())
 		}
 	})
-	for _, one := range []struct {
+	type measurement struct {
 		name    string
 		measure func(*measurer, *testing.T)
-	}{
+	}
+	all := []measurement{
 		{"yardstick", (*measurer).yardstick},
 		{"connects", (*measurer).connects},
 		{"silence", (*measurer).silence},
 		{"separate", (*measurer).separate},
 		{"overload", (*measurer).overload},
 		{"crowd", (*measurer).crowds},
-	} {
+	}
+	if os.Getenv(envReference) != "" {
+		all = append(all, measurement{"reference", (*measurer).besideReference})
+	}
+	for _, one := range all {
 		t.Run(one.name, func(t *testing.T) {
 			m.t = t
 			one.measure(m, t)

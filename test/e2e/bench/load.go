@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,12 +167,18 @@ func (b *bench) run(env []string, args ...string) []byte {
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
 	err := cmd.Run()
-	fmt.Fprintf(b.raw, "$ parley %s\n%s\n", strings.Join(args, " "), bytes.TrimSpace(out.Bytes()))
+	fmt.Fprintf(b.raw, "$ parley %s\n%s\n", withoutFolders(strings.Join(args, " ")), withoutFolders(string(bytes.TrimSpace(out.Bytes()))))
 	if err != nil {
 		b.t.Fatalf("parley %s: %v\n%s\n%s", strings.Join(args, " "), err, log.Bytes(), out.Bytes())
 	}
 	return out.Bytes()
 }
+
+// folders are those of a path that is no part of a URL.
+var folders = regexp.MustCompile(`(^|[ ="])/(?:[^/\s",=]+/)+`)
+
+// withoutFolders leaves the names of files: the folders are of one machine and one run.
+func withoutFolders(text string) string { return folders.ReplaceAllString(text, "$1") }
 
 // sayf tells a result, in the log of the test and among the raw results.
 func (b *bench) sayf(format string, args ...any) {

@@ -92,7 +92,7 @@ func (m *measurer) connects(t *testing.T) {
 	n := strconv.Itoa(m.plan.silent)
 	ours := m.seedOne(product, "connects", "--users", n, "--circle", strconv.Itoa(m.plan.circle), "--wait", "10m")
 	theirs := startBare(t, ours)
-	args := []string{"--scenario", "idle", "--conns", n, "--procs", "2", "--dials", "16", "--src-ips", "4", "--settle", "1s"}
+	args := []string{"--scenario", "idle", "--conns", n, "--procs", "2", "--dials", "32", "--src-ips", "4", "--settle", "1s"}
 	us, them := m.inTurns(ours, theirs, append(args, "--sync=false")...)
 	for i, f := range us {
 		require.Zero(t, f.Failures+them[i].Failures)
