@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"runtime"
 	"strings"
@@ -190,9 +191,30 @@ var personal = regexp.MustCompile(
 	`[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}` +
 		`|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b`)
 
+// perhapsIPv6 finds what may be an address of the newer kind: a time of day looks
+// nearly like one, so a parser decides.
+var perhapsIPv6 = regexp.MustCompile(`[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?:\.[0-9]{1,3}){0,3}(?:%[0-9A-Za-z]+)?`)
+
+// unhyphened finds ids without their hyphens, and other numbers of that length.
+var unhyphened = regexp.MustCompile(`\b[0-9a-fA-F]{32,}\b`)
+
+// quotedArgument begins what the database driver says of a value that it cannot
+// send: the value follows.
+const quotedArgument = "unable to encode "
+
 // scrub is Mask for texts that leave the house.
 func scrub(s string) string {
-	s = personal.ReplaceAllString(Mask(s), masked)
+	s = Mask(s)
+	if at := strings.Index(s, quotedArgument); at >= 0 {
+		s = s[:at+len(quotedArgument)] + masked
+	}
+	s = perhapsIPv6.ReplaceAllStringFunc(s, func(text string) string {
+		if _, err := netip.ParseAddr(text); err != nil {
+			return text
+		}
+		return masked
+	})
+	s = unhyphened.ReplaceAllString(personal.ReplaceAllString(s, masked), masked)
 	if len(s) > maxReportText {
 		s = strings.ToValidUTF8(s[:maxReportText], "") + "…"
 	}

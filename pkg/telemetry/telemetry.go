@@ -105,7 +105,7 @@ func Setup(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err := t.setupMetrics(res); err != nil {
 		return nil, errors.Join(err, t.Shutdown(ctx))
 	}
-	handler, err := newWatched(t.Log.Handler(), reports)
+	handler, err := newWatched(ctx, cfg.Service, t.Log.Handler(), reports)
 	if err != nil {
 		return nil, errors.Join(err, t.Shutdown(ctx))
 	}

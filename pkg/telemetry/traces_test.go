@@ -42,7 +42,8 @@ func story(t *testing.T) trace.TraceID {
 	t.Helper()
 	tracer := otel.Tracer("test")
 	ctx, call := tracer.Start(t.Context(), "parley.user.v1.UserService/GetUser", trace.WithSpanKind(trace.SpanKindServer))
-	inner, query := tracer.Start(ctx, "query\n\tusers", trace.WithAttributes(attribute.String("who", "hunter2@example.org")))
+	inner, query := tracer.Start(ctx, "query\n\tusers", trace.WithAttributes(attribute.String("who", "hunter2@example.org"),
+		attribute.String("long", strings.Repeat("x", 150)+" hunter2@example.org"))) // the end of what is kept lies in the address
 	query.SetStatus(codes.Error, "no such hunter2@example.org")
 	query.RecordError(errors.New("ignored"))
 	query.End()

@@ -23,11 +23,16 @@ type watched struct {
 	prefix string
 }
 
-func newWatched(h slog.Handler, r *reports) (slog.Handler, error) {
+// newWatched has the counts of the process's own service begin at zero: an alert
+// looks for a rise.
+func newWatched(ctx context.Context, service string, h slog.Handler, r *reports) (slog.Handler, error) {
 	lines, err := otel.Meter("github.com/parleychat/parley/pkg/telemetry").Int64Counter("log_records_total",
 		metric.WithDescription("Warnings and errors that were logged."))
 	if err != nil {
 		return nil, fmt.Errorf("make metric: %w", err)
+	}
+	for _, level := range []slog.Level{slog.LevelWarn, slog.LevelError} {
+		lines.Add(ctx, 0, ofLines(service, level))
 	}
 	return &watched{Handler: h, lines: lines, reports: r}, nil
 }
@@ -35,8 +40,7 @@ func newWatched(h slog.Handler, r *reports) (slog.Handler, error) {
 // Handle counts, reports and passes on.
 func (w *watched) Handle(ctx context.Context, record slog.Record) error {
 	if record.Level >= slog.LevelWarn {
-		w.lines.Add(ctx, 1, metric.WithAttributes(attribute.String("service", w.attrs["service"]),
-			attribute.String("level", levelName(record.Level))))
+		w.lines.Add(ctx, 1, ofLines(w.attrs["service"], record.Level))
 	}
 	if record.Level >= slog.LevelError && w.reports != nil {
 		attrs := maps.Clone(w.attrs)
@@ -50,6 +54,10 @@ func (w *watched) Handle(ctx context.Context, record slog.Record) error {
 		w.reports.report(ctx, record, attrs)
 	}
 	return w.Handler.Handle(ctx, record) //nolint:wrapcheck // a handler among handlers
+}
+
+func ofLines(service string, level slog.Level) metric.MeasurementOption {
+	return metric.WithAttributes(attribute.String("service", service), attribute.String("level", levelName(level)))
 }
 
 // levelName has two values only: levels between ours are none.

@@ -152,9 +152,10 @@ func serviceOf(s sdk.ReadOnlySpan, attributes map[string]string) string {
 const allInOne = "parley"
 
 func (r *Ring) text(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	// Masked before it is cut: half a token or address does not look like one.
+	s = r.mask(strings.Join(strings.Fields(s), " "))
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "…"
 	}
-	return r.mask(s)
+	return s
 }
