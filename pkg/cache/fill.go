@@ -18,7 +18,8 @@ type looks[K comparable, V any] struct {
 	absent []K
 	// shared keys are being loaded by this process, under the lease that Redis shows.
 	shared []waiting[K, V]
-	// foreign keys are being loaded by somebody else.
+	// foreign keys are being loaded by another process, whose load nobody here waits
+	// for: each call reads them itself, of all at once no more than Options.Loads.
 	foreign []K
 	// unknown keys: Redis did not answer.
 	unknown []K
@@ -169,7 +170,7 @@ func (c *Cache[K, V]) keep(ctx context.Context, keys []K, found map[K]V) error {
 	defer cancel()
 	for _, r := range c.redis.DoMulti(keeping, commands...) {
 		if err := r.Error(); err != nil {
-			c.rest(keeping, err)
+			c.rest(ctx, err)
 		}
 	}
 	return nil
@@ -220,7 +221,8 @@ func (c *Cache[K, V]) put(ctx context.Context, mine []leased[K, V], value func(l
 		return
 	}
 	// The caller may have gone; others wait for the lease.
-	filling, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.opts.Patience)
+	ctx = context.WithoutCancel(ctx)
+	filling, cancel := context.WithTimeout(ctx, c.opts.Patience)
 	defer cancel()
 	commands := make(rueidis.Commands, 0, len(mine))
 	for _, l := range mine {
@@ -230,7 +232,7 @@ func (c *Cache[K, V]) put(ctx context.Context, mine []leased[K, V], value func(l
 	}
 	for _, r := range c.redis.DoMulti(filling, commands...) {
 		if err := r.Error(); err != nil {
-			c.rest(filling, err)
+			c.rest(ctx, err)
 		}
 	}
 }

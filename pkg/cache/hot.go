@@ -193,14 +193,24 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 // them. nil means that no read that begins from now on gives an older value; an
 // error, that one may, until the TTL has passed or a later call succeeds. It wraps
 // ErrAway.
+//
+// It waits for Redis no longer than Patience, and not at all while Redis is left
+// alone: the change is committed, and whoever makes it must not be held up by a
+// cache. What has to be certain is tried again by an event's listener.
 func (c *Cache[K, V]) Invalidate(ctx context.Context, keys ...K) error {
 	if c.redis == nil || len(keys) == 0 {
 		return nil
 	}
+	if !c.reachable() {
+		c.metrics.forgot(ctx, len(keys), ErrAway)
+		return fmt.Errorf("invalidate %s: %w", c.opts.Name, ErrAway)
+	}
+	waiting, cancel := context.WithTimeout(ctx, c.opts.Patience)
+	defer cancel()
 	left := distinct(keys)
 	var err error
 	for range 2 { // a connection that broke while nobody used it fails once
-		if left, err = c.forget(ctx, left); err == nil {
+		if left, err = c.forget(waiting, left); err == nil || waiting.Err() != nil {
 			break
 		}
 	}

@@ -118,6 +118,19 @@ func newCache(t *testing.T, c rueidis.Client, opts cache.Options[string, int]) *
 	return out
 }
 
+// stop pauses a server and returns when it has stopped, which the signal alone does
+// not say.
+func stop(t *testing.T, server *testkit.RedisServer) {
+	t.Helper()
+	client := open(t, server.URL+"?protocol=2&client_cache=0")
+	server.Pause()
+	require.Eventually(t, func() bool {
+		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		return client.Do(short, client.B().Ping().Build()).Error() != nil
+	}, patience, often, "it answers no more")
+}
+
 func requireValue(t *testing.T, c *cache.Cache[string, int], key string, want int) {
 	t.Helper()
 	got, ok, err := c.Get(t.Context(), key)
@@ -299,6 +312,44 @@ func TestWithoutRedis(t *testing.T) {
 			requireValue(t, c, "a", 1)
 		}
 		require.Less(t, time.Since(began), 10*time.Second, "fifty waits would take 25 s")
+	})
+	t.Run("AHangingServerHoldsUpOneWriteAndThenNobody", func(t *testing.T) {
+		t.Parallel()
+		server := testkit.PrivateRedis(t)
+		opts := numbers(newSource(map[string]int{"a": 1}))
+		opts.Patience = 0 // as it is by default
+		c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), opts)
+		require.NoError(t, c.Invalidate(t.Context(), "a"))
+		stop(t, server)
+		defer server.Resume()
+		began := time.Now()
+		for range 20 {
+			require.ErrorIs(t, c.Invalidate(t.Context(), "a"), cache.ErrAway)
+		}
+		require.Less(t, time.Since(began), 5*time.Second, "twenty waits would take 10 s")
+		server.Resume()
+		require.Eventually(t, func() bool { return c.Invalidate(t.Context(), "a") == nil }, patience, often, "it is asked again")
+	})
+	t.Run("AServerThatHangsDuringALoadIsLeftAlone", func(t *testing.T) {
+		t.Parallel()
+		for name, constant := range map[string]bool{"put": false, "keep": true} {
+			server := testkit.PrivateRedis(t)
+			s := newSource(map[string]int{"a": 1, "b": 2})
+			opts := numbers(s)
+			opts.Patience, opts.Constant = 2*time.Second, constant
+			load := opts.Load
+			var once sync.Once
+			opts.Load = func(ctx context.Context, keys []string) (map[string]int, error) {
+				once.Do(func() { stop(t, server) })
+				return load(ctx, keys)
+			}
+			c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), opts)
+			requireValue(t, c, "a", 1)
+			began := time.Now()
+			requireValue(t, c, "b", 2)
+			require.Less(t, time.Since(began), opts.Patience/2, "%s has told the next one", name)
+			server.Resume()
+		}
 	})
 	t.Run("LoadsAreBounded", func(t *testing.T) {
 		t.Parallel()

@@ -62,7 +62,22 @@ func newInstruments(name string) (*instruments, error) {
 	for i, outcome := range []string{invalidated: "done", notInvalidated: "failed"} {
 		m.byOutcome[i] = metric.WithAttributeSet(attribute.NewSet(cache, attribute.String("result", outcome)))
 	}
-	return m, errors.Join(errs[:]...)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	m.begin(context.Background()) //nolint:forbidigo // of nobody's call
+	return m, nil
+}
+
+// begin has the counters begin at zero: an alert sees a rise, and the list of
+// metrics is held against what a process tells.
+func (m *instruments) begin(ctx context.Context) {
+	for _, of := range m.byResult {
+		m.requests.Add(ctx, 0, of)
+	}
+	for _, of := range m.byOutcome {
+		m.invalidations.Add(ctx, 0, of)
+	}
 }
 
 func (m *instruments) count(ctx context.Context, r result, n int) {
