@@ -60,6 +60,10 @@ func ofListener(service, listener string) metric.MeasurementOption {
 // counter that begins at one has not risen.
 func (m *metrics) start(ctx context.Context, service, listener string) {
 	m.dead.Add(ctx, 0, ofListener(service, listener))
+	for _, outcome := range []string{outcomeDone, outcomeDuplicate, outcomeFailed, outcomeUnavailable, outcomeUnknown, outcomeParked} {
+		m.events.Add(ctx, 0, metric.WithAttributes(attribute.String("service", service),
+			attribute.String("listener", listener), attribute.String("outcome", outcome)))
+	}
 }
 
 func (m *metrics) backlog(ctx context.Context, service, listener string, events int64) {
