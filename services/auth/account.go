@@ -47,6 +47,9 @@ func nameKey(name string) string { return strings.ToLower(name) }
 
 // Register implements the RPC.
 func (s *Service) Register(ctx context.Context, req *authv1.RegisterRequest) (*authv1.RegisterResponse, error) {
+	if err := mailable(req.GetEmail()); err != nil {
+		return nil, err
+	}
 	if err := s.passwords.refuseWeak(req.GetPassword(), req.GetUsername(), req.GetEmail()); err != nil {
 		return nil, err
 	}
@@ -83,18 +86,20 @@ func (s *Service) register(ctx context.Context, a account, hash, device string) 
 	}
 	barrier := s.bus.NewBarrier(s.registerAwait...)
 	defer barrier.Close()
-	err = s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
-		queries := db.New(tx)
-		if err := createAccount(ctx, queries, a, hash); err != nil {
-			return err
-		}
-		if err := queries.SessionCreate(ctx, session.row(device, s.originOf(ctx))); err != nil {
-			return fmt.Errorf("insert session: %w", err)
-		}
-		if err := s.audit(ctx, queries, auditEntry{action: auditRegistered, account: a.id, session: session.id}, errorv1.Reason_REASON_UNSPECIFIED); err != nil {
-			return err
-		}
-		return emit(barrier.On(accountRegistered(a)))
+	err = s.guessAddress(ctx, func() error {
+		return s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
+			queries := db.New(tx)
+			if err := createAccount(ctx, queries, a, hash); err != nil {
+				return err
+			}
+			if err := queries.SessionCreate(ctx, session.row(device, s.originOf(ctx))); err != nil {
+				return fmt.Errorf("insert session: %w", err)
+			}
+			if err := s.audit(ctx, queries, auditEntry{action: auditRegistered, account: a.id, session: session.id}, errorv1.Reason_REASON_UNSPECIFIED); err != nil {
+				return err
+			}
+			return emit(barrier.On(accountRegistered(a)))
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -103,6 +108,22 @@ func (s *Service) register(ctx context.Context, a account, hash, device string) 
 	return &authv1.RegisterResponse{
 		UserId: a.id.String(), Tokens: tokens, Propagation: barrier.Wait(ctx, event.BarrierTimeout),
 	}, nil
+}
+
+// guessAddress registers somebody: who does so finds out whether an address has an account. That answer has a low count
+// of its own, by the client's address; a registration that comes to something counts for nothing there.
+func (s *Service) guessAddress(ctx context.Context, register func() error) error {
+	attempt, err := s.attempts.beginPatiently(ctx, s.addressSubject(ctx, "taken", s.loginAddressLimit)...)
+	if err != nil {
+		return err
+	}
+	result := attemptVoid
+	defer func() { attempt.settle(ctx, result) }()
+	err = register()
+	if rpc.ReasonOf(err) == errorv1.Reason_REASON_EMAIL_TAKEN {
+		result = attemptFailed
+	}
+	return err
 }
 
 func createAccount(ctx context.Context, queries *db.Queries, a account, hash string) error {

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -195,4 +196,46 @@ func TestBatchGetAccounts(t *testing.T) {
 		_, err = client.BatchGetAccounts(t.Context(), req)
 		require.Error(t, err)
 	})
+}
+
+// A user name and an address of one account share a count that tells nobody that they belong together.
+func TestTwoNamesGetNoMoreGuesses(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	register(t, client, "anna")
+	for i := range 5 {
+		_, err := logIn(from(t, "203.0.113."+strconv.Itoa(i+1)), client, "anna", "not-the-password")
+		wrongPassword(t, err)
+	}
+	for range 3 {
+		_, err := logIn(from(t, "203.0.113.9"), client, "anna@example.org", password)
+		wrongPassword(t, err)
+	}
+	h.Clock.Advance(attemptWindow)
+	_, err := logIn(from(t, "203.0.113.9"), client, "anna@example.org", password)
+	require.NoError(t, err)
+}
+
+// Whether an address has an account is told to a registration, and not to many from one place.
+func TestTakenAddressesAreToldSeldom(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	register(t, client, "anna")
+	n := 0
+	try := func(network, address string) error {
+		n++
+		req := person("other-" + strconv.Itoa(n))
+		req.Email = address
+		_, err := client.Register(from(t, network), req)
+		return err
+	}
+	require.NoError(t, try("203.0.113.1", "free@example.org"))
+	limitedAfterFive(t, func(t *testing.T, err error) {
+		t.Helper()
+		requireReason(t, err, connect.CodeAlreadyExists, errorv1.Reason_REASON_EMAIL_TAKEN)
+	}, func() error { return try("203.0.113.1", "anna@example.org") })
+	requireReason(t, try("203.0.113.1", "free2@example.org"), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+	require.NoError(t, try("203.0.113.2", "free2@example.org"))
+	h.Clock.Advance(attemptWindow)
+	require.NoError(t, try("203.0.113.1", "free3@example.org"))
 }

@@ -38,7 +38,7 @@ func (s *Service) onAccount(
 	if err != nil {
 		return fmt.Errorf("parse an id that was validated: %w", err)
 	}
-	e.account = target
+	e.account, e.actor = target, actorAdmin
 	if target == caller.UserID {
 		e.actor = actorSelf
 		return s.refused(ctx, *e, errOwnAccount)
@@ -76,6 +76,7 @@ func (s *Service) lockAdmins(ctx context.Context, queries *db.Queries) (map[uuid
 
 // asAdmin reads something as the admin who calls, and records that.
 func (s *Service) asAdmin(ctx context.Context, e *auditEntry, read func(queries *db.Queries) error) error {
+	e.actor = actorAdmin
 	return s.act(ctx, e, func(queries *db.Queries, _ emitFunc) error {
 		admin, err := queries.AccountIsAdmin(ctx, db.AccountIsAdminParams{ID: identity.From(ctx).UserID, Now: s.clock.Now()})
 		if err != nil {
@@ -91,7 +92,9 @@ func (s *Service) asAdmin(ctx context.Context, e *auditEntry, read func(queries 
 // GetAccount implements the RPC.
 func (s *Service) GetAccount(ctx context.Context, req *authv1.GetAccountRequest) (*authv1.GetAccountResponse, error) {
 	var which db.AccountForAdminParams
-	if name := req.GetUsername(); name != "" {
+	entry := auditEntry{action: auditAccountRead}
+	name := req.GetUsername()
+	if name != "" {
 		key := nameKey(name)
 		which.UsernameKey = &key
 	} else {
@@ -99,13 +102,15 @@ func (s *Service) GetAccount(ctx context.Context, req *authv1.GetAccountRequest)
 		if err != nil {
 			return nil, fmt.Errorf("parse an id that was validated: %w", err)
 		}
-		which.ID = &id
+		which.ID, entry.account = &id, id
 	}
 	var row db.AccountForAdminRow
-	entry := auditEntry{action: auditAccountRead}
 	err := s.asAdmin(ctx, &entry, func(queries *db.Queries) (err error) {
 		row, err = queries.AccountForAdmin(ctx, which)
 		if errors.Is(err, pgx.ErrNoRows) {
+			if name != "" {
+				entry.details = map[string]string{"username": name} // all that tells what was looked for
+			}
 			return errAccountNotFound
 		}
 		if err != nil {
@@ -203,8 +208,8 @@ func (s *Service) ListAuditEvents(ctx context.Context, req *authv1.ListAuditEven
 		}
 	}
 	res := &authv1.ListAuditEventsResponse{}
-	err := s.asAdmin(ctx, &auditEntry{action: auditRecordRead, account: account}, func(*db.Queries) error {
-		rows, next, err := s.auditPage(ctx, "auth.audit", account, req.GetPageSize(), req.GetPageToken())
+	err := s.asAdmin(ctx, &auditEntry{action: auditRecordRead, account: account}, func(queries *db.Queries) error {
+		rows, next, err := auditPage(ctx, queries, "auth.audit", account, req.GetPageSize(), req.GetPageToken())
 		if err != nil {
 			return err
 		}

@@ -29,8 +29,13 @@ const (
 	// redisPatience is the longest wait for Redis before this process judges alone. A server that is gone
 	// says so at once; this is for one that hangs, or is slow because everything is.
 	redisPatience = time.Second
+	// busyPatience is how long a call that may wait does so for attempts under way, and busyPause how often it looks.
+	busyPatience = 2 * time.Second
+	busyPause    = 20 * time.Millisecond
 	// localSubjects bounds the memory of counting alone: about 100 bytes each.
 	localSubjects = 50_000
+	// localRoom is what is made when there is none: looking at all of them is paid for by as many new names.
+	localRoom = localSubjects / 20
 )
 
 //go:embed attempts.lua
@@ -76,6 +81,47 @@ type attempt struct {
 
 // begin takes a place with every subject, or with none and returns RATE_LIMITED.
 func (a *attempts) begin(ctx context.Context, subjects ...subject) (*attempt, error) {
+	taken, verdict := a.take(ctx, subjects)
+	if verdict.code != attemptAllowed {
+		return nil, errTooManyAttempts(verdict.wait)
+	}
+	return taken, nil
+}
+
+// beginPatiently is begin for what is over in a moment: it waits while only attempts under way are in the way.
+func (a *attempts) beginPatiently(ctx context.Context, subjects ...subject) (*attempt, error) {
+	waiting, done := context.WithTimeout(ctx, busyPatience)
+	defer done()
+	for {
+		taken, verdict := a.take(ctx, subjects)
+		if verdict.code == attemptAllowed {
+			return taken, nil
+		}
+		if verdict.code != attemptBusy || !pause(waiting, busyPause) {
+			return nil, errTooManyAttempts(verdict.wait)
+		}
+	}
+}
+
+// pause waits; false says that ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func errTooManyAttempts(wait time.Duration) error {
+	return rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted,
+		errorv1.Reason_REASON_RATE_LIMITED, "too many attempts, try again later"), wait)
+}
+
+// take takes a place with every subject, or with none and tells why.
+func (a *attempts) take(ctx context.Context, subjects []subject) (*attempt, attemptVerdict) {
 	taken := &attempt{of: a}
 	for _, s := range subjects {
 		if s.limit <= 0 {
@@ -84,12 +130,11 @@ func (a *attempts) begin(ctx context.Context, subjects ...subject) (*attempt, er
 		verdict := a.step(ctx, s, stepOpen, 0)
 		if verdict.code != attemptAllowed {
 			taken.settle(ctx, attemptVoid)
-			return nil, rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted,
-				errorv1.Reason_REASON_RATE_LIMITED, "too many attempts, try again later"), verdict.wait)
+			return nil, verdict
 		}
 		taken.subjects = append(taken.subjects, s)
 	}
-	return taken, nil
+	return taken, attemptVerdict{}
 }
 
 // count takes one of what is limited by number, whatever comes of it; RATE_LIMITED if there is none left.
@@ -202,8 +247,8 @@ func (a *attempts) stepLocal(now time.Time, s subject, step string, add int) att
 	return verdict
 }
 
-// makeRoom drops what has run out, else any one: memory stays bounded under a flood of invented names, at
-// the price that one name is forgotten while Redis is away.
+// makeRoom drops what has run out, and whatever it meets until there is room for a while: memory and time stay bounded
+// under a flood of invented names, at the price that some names are forgotten while Redis is away.
 func (a *attempts) makeRoom(now time.Time) {
 	for key, count := range a.local {
 		if now.Sub(count.start) >= attemptWindow && now.Sub(count.newest) >= attemptLease {
@@ -211,7 +256,7 @@ func (a *attempts) makeRoom(now time.Time) {
 		}
 	}
 	for key := range a.local {
-		if len(a.local) < localSubjects {
+		if len(a.local) <= localSubjects-localRoom {
 			return
 		}
 		delete(a.local, key)

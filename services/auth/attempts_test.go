@@ -167,6 +167,26 @@ func TestAttemptsWithoutRedis(t *testing.T) {
 			a.stepLocal(clk.Now(), subject{key: strconv.Itoa(i), limit: 5}, stepOpen, 0)
 		}
 		require.LessOrEqual(t, len(a.local), localSubjects)
+		require.Less(t, len(a.local), localSubjects-localRoom+200, "room is made for many: each pass looks at all")
+	})
+	t.Run("PatienceWaitsForThoseUnderWay", func(t *testing.T) {
+		t.Parallel()
+		a := newAttempts(nil, clk, slog.New(slog.DiscardHandler))
+		anna := subject{key: "anna", limit: 1}
+		first, err := a.begin(t.Context(), anna)
+		require.NoError(t, err)
+		went := make(chan error)
+		go func() {
+			second, err := a.beginPatiently(t.Context(), anna)
+			if err == nil {
+				second.settle(t.Context(), attemptFailed)
+			}
+			went <- err
+		}()
+		first.settle(t.Context(), attemptVoid)
+		require.NoError(t, <-went)
+		_, err = a.beginPatiently(t.Context(), anna)
+		require.Equal(t, errorv1.Reason_REASON_RATE_LIMITED, rpc.ReasonOf(err))
 	})
 }
 

@@ -65,7 +65,8 @@ type auditEntry struct {
 	account uuid.UUID
 	// session is the one that began or ended, if it is not that of the call.
 	session uuid.UUID
-	// actor is set where nobody calls (operator, system).
+	// actor is set where nobody calls (operator, system), and where an admin acts as one. It is never guessed from a
+	// token of another account, which anybody may send along.
 	actor   string
 	details map[string]string
 	// from is set where the call is over.
@@ -89,12 +90,17 @@ var audited = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_LAST_ADMIN:            true,
 }
 
+// leavesEntry says whether a refusal is recorded. Of what admins try, every refusal is.
+func (e auditEntry) leavesEntry(reason errorv1.Reason) bool {
+	return audited[reason] || e.actor == actorAdmin && reason != errorv1.Reason_REASON_UNSPECIFIED
+}
+
 // act does something together with its entry in the record: both commit, or neither. do may complete the entry. If
 // do refuses, nothing of it has happened, and the refusal is recorded by itself. What people do to their own account
 // is limited by number, because each time leaves an entry.
 func (s *Service) act(ctx context.Context, e *auditEntry, do func(queries *db.Queries, emit emitFunc) error) error {
-	if caller := identity.From(ctx); !e.always && (caller.Kind != identity.User || caller.UserID == e.account) {
-		if err := s.attempts.count(ctx, subject{key: "actions:" + e.account.String(), limit: s.actionLimit}); err != nil {
+	if !e.always && e.actor == "" {
+		if err := s.attempts.count(ctx, s.actionSubject(ctx, e.account)); err != nil {
 			return err
 		}
 	}
@@ -111,11 +117,22 @@ func (s *Service) act(ctx context.Context, e *auditEntry, do func(queries *db.Qu
 	return s.refused(ctx, *e, err)
 }
 
+// actionSubject counts what is done to an account by who does it: the session, or the address for those who only come
+// in. One count for the account would let a stolen session, or somebody who knows the password and not the second
+// factor, use up what its owner needs to end the theft.
+func (s *Service) actionSubject(ctx context.Context, account uuid.UUID) subject {
+	caller := identity.From(ctx)
+	if caller.Kind == identity.User && caller.UserID == account {
+		return subject{key: "actions:session:" + caller.SessionID.String(), limit: s.actionLimit}
+	}
+	return subject{key: "actions:" + account.String() + ":" + s.originOf(ctx).addressText(), limit: s.actionLimit}
+}
+
 // refused records a refusal and returns it. Any other error, and nil, is just returned. It goes on after the
 // caller has left: who hangs up early leaves a trace too. A refusal stays one if it cannot be recorded.
 func (s *Service) refused(ctx context.Context, e auditEntry, err error) error {
 	coded := (*connect.Error)(nil)
-	if err == nil || !errors.As(err, &coded) || !audited[rpc.ReasonOf(err)] {
+	if err == nil || !errors.As(err, &coded) || !e.leavesEntry(rpc.ReasonOf(err)) {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -139,10 +156,13 @@ func (s *Service) audit(ctx context.Context, queries *db.Queries, e auditEntry, 
 		ID: id, At: s.clock.Now(), AccountID: idOrNull(e.account), Action: e.action, Refused: reasonName(refusal),
 		Actor: e.actor, SessionID: idOrNull(e.session), Address: from.addressText(), UserAgent: from.userAgent, Details: []byte("{}"),
 	}
-	if row.Actor == "" {
+	switch row.Actor {
+	case "":
 		row.Actor, row.ActorID = actorOf(caller, e.account)
+	case actorAdmin:
+		row.ActorID = idOrNull(caller.UserID)
 	}
-	if row.SessionID == nil {
+	if row.SessionID == nil && (row.Actor == actorSelf || row.Actor == actorAdmin) {
 		row.SessionID = idOrNull(caller.SessionID)
 	}
 	if len(e.details) > 0 {
@@ -156,7 +176,8 @@ func (s *Service) audit(ctx context.Context, queries *db.Queries, e auditEntry, 
 	return nil
 }
 
-// actorOf tells what a caller is for an account.
+// actorOf tells what a caller is for an account. Somebody else's token proves nothing here, so that its bearer is as
+// good as nobody; admins may see whose it was.
 func actorOf(caller identity.Caller, account uuid.UUID) (actor string, id *uuid.UUID) {
 	switch {
 	case caller.Kind == identity.Service:
@@ -166,7 +187,7 @@ func actorOf(caller identity.Caller, account uuid.UUID) (actor string, id *uuid.
 	case caller.UserID == account:
 		return actorSelf, &caller.UserID
 	default:
-		return actorAdmin, &caller.UserID
+		return actorAnonymous, &caller.UserID
 	}
 }
 
@@ -192,14 +213,14 @@ type auditPosition struct {
 }
 
 const (
-	auditPage    = 50
-	auditMaxPage = 200
+	auditPageSize = 50
+	auditMaxPage  = 200
 )
 
 // ListOwnAuditEvents implements the RPC.
 func (s *Service) ListOwnAuditEvents(ctx context.Context, req *authv1.ListOwnAuditEventsRequest) (*authv1.ListOwnAuditEventsResponse, error) {
 	me := identity.From(ctx).UserID
-	rows, next, err := s.auditPage(ctx, "auth.own_audit", me, req.GetPageSize(), req.GetPageToken())
+	rows, next, err := auditPage(ctx, db.New(s.pool), "auth.own_audit", me, req.GetPageSize(), req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +233,7 @@ func (s *Service) ListOwnAuditEvents(ctx context.Context, req *authv1.ListOwnAud
 		if ev.GetActor() != authv1.AuditActor_AUDIT_ACTOR_SELF {
 			ev.ActorId = ""
 			// Where an admin sits, and what they noted, is not the person's to know.
-			if ev.GetActor() != authv1.AuditActor_AUDIT_ACTOR_ANONYMOUS {
+			if ev.GetActor() == authv1.AuditActor_AUDIT_ACTOR_ADMIN || ev.GetActor() == authv1.AuditActor_AUDIT_ACTOR_OPERATOR {
 				ev.SessionId, ev.Address, ev.UserAgent, ev.Details = "", "", "", nil
 			}
 		}
@@ -222,18 +243,17 @@ func (s *Service) ListOwnAuditEvents(ctx context.Context, req *authv1.ListOwnAud
 }
 
 // auditPage reads a page of one account, or of all for the zero id.
-func (s *Service) auditPage(ctx context.Context, kind string, account uuid.UUID, size int32, token string) ([]db.Audit, string, error) {
+func auditPage(ctx context.Context, queries *db.Queries, kind string, account uuid.UUID, size int32, token string) ([]db.Audit, string, error) {
 	after, err := page.Decode[auditPosition](kind, token, account)
 	if err != nil {
 		return nil, "", err
 	}
-	limit := page.Size(size, auditPage, auditMaxPage)
+	limit := page.Size(size, auditPageSize, auditMaxPage)
 	var beforeAt *time.Time
 	var beforeID *uuid.UUID
 	if after != nil {
 		beforeAt, beforeID = &after.At, &after.ID
 	}
-	queries := db.New(s.pool)
 	var rows []db.Audit
 	// One more than asked for tells whether there is another page.
 	if account == uuid.Nil {

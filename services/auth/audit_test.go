@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
@@ -100,4 +101,29 @@ func TestWhatCannotBeRecordedDoesNotHappen(t *testing.T) {
 	_, err = changePassword(t, anna, password, nextPassword)
 	requireReason(t, err, connect.CodeInternal, errorv1.Reason_REASON_INTERNAL)
 	again(t, h, client, "anna", password)
+}
+
+// Of what admins try, refusals are in the record as well: nobody is looked for without a trace.
+func TestWhatAdminsAreRefusedIsRecorded(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	root, anna := newAdmin(t, h, client, "root"), newcomer(t, h, client, "anna")
+	_, err := root.admin.GetAccount(t.Context(), &authv1.GetAccountRequest{Account: &authv1.GetAccountRequest_Username{Username: "nobody-here"}})
+	requireReason(t, err, connect.CodeNotFound, errorv1.Reason_REASON_ACCOUNT_NOT_FOUND)
+	_, err = root.admin.SuspendAccount(t.Context(), &authv1.SuspendAccountRequest{UserId: anna.id, Until: timestamppb.New(h.Clock.Now()), Note: "spam"})
+	requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT)
+	_, err = root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{UserId: anna.id, PageToken: "torn"})
+	requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_PAGE_TOKEN_INVALID)
+	anna.recorded(t, "account.suspended", "INVALID_ARGUMENT")
+	anna.recorded(t, "admin.audit_read", "PAGE_TOKEN_INVALID")
+	res, err := root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{})
+	require.NoError(t, err)
+	for _, ev := range res.GetEvents() {
+		if ev.GetReason() == "ACCOUNT_NOT_FOUND" {
+			require.Equal(t, root.id, ev.GetActorId())
+			require.Equal(t, "nobody-here", ev.GetDetails()["username"])
+			return
+		}
+	}
+	require.Fail(t, "the search for nobody is not in the record")
 }

@@ -29,6 +29,8 @@ const (
 	codeLife   = 10 * time.Minute
 	codeTries  = 5
 	codeDigits = 8
+	// codeYouth is how long a code that a stranger may ask for is not replaced: its owner is typing it.
+	codeYouth = time.Minute
 )
 
 // purpose is what a one-time code is good for: one live code each per account.
@@ -46,6 +48,9 @@ var (
 	purposeDisableFactor   = purpose{name: "disable_second_factor", template: mail.ConfirmAction, action: "turn off the second factor of your account"}
 	purposeRenewRecoveries = purpose{name: "renew_recovery_codes", template: mail.ConfirmAction, action: "make new recovery codes for your account"}
 )
+
+// ownPurposes are those that belong to an account and not to a session of it.
+var ownPurposes = []string{purposeVerifyEmail.name, purposeResetPassword.name}
 
 // secretHasher hashes what is too short to be hashed without a key: codes of eight digits, recovery codes. Whoever
 // reads the database alone cannot try them out.
@@ -85,33 +90,65 @@ type recipient struct {
 	username, email string
 }
 
-// sendCode stores the hash of a new code, which voids the one before, and hands the mail to the queue. Dying in
-// between leaves a code that nobody has, until the next one.
-func (s *Service) sendCode(ctx context.Context, p purpose, to recipient) error {
+// errCodeYoung: nothing is sent, the code before is good. Never told to anybody.
+var errCodeYoung = errors.New("the code before is young")
+
+// sendCode stores a new code and hands it to the queue. replace: even if the one before is young.
+func (s *Service) sendCode(ctx context.Context, p purpose, to recipient, replace bool) error {
 	if !s.mails.Enabled() {
 		return mail.ErrUnavailable
 	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("make a code's id: %w", err)
-	}
-	code, err := newCode()
+	m, err := s.putCode(ctx, db.New(s.pool), p, to, replace)
 	if err != nil {
 		return err
 	}
-	now := s.clock.Now()
-	err = db.New(s.pool).CodePut(ctx, db.CodePutParams{
-		AccountID: to.id, Purpose: p.name, ID: id, CodeHash: s.secrets.hash(p.name, to.id, id, code),
-		Email: to.email, CreatedAt: now, ExpiresAt: now.Add(codeLife),
-	})
+	return s.handOver(ctx, p, to.id, m)
+}
+
+// putCode stores the hash of a new code, which voids the one before, and returns the mail for handOver, after the
+// commit. Dying in between leaves a code that nobody has, until the next one.
+func (s *Service) putCode(ctx context.Context, queries *db.Queries, p purpose, to recipient, replace bool) (mail.Message, error) {
+	id, err := uuid.NewV7()
 	if err != nil {
-		return fmt.Errorf("store a code: %w", err)
+		return mail.Message{}, fmt.Errorf("make a code's id: %w", err)
+	}
+	code, err := newCode()
+	if err != nil {
+		return mail.Message{}, err
+	}
+	now := s.clock.Now()
+	row := db.CodePutParams{
+		AccountID: to.id, Purpose: p.name, ID: id, CodeHash: s.secrets.hash(p.name, to.id, id, code),
+		Email: to.email, CreatedAt: now, ExpiresAt: now.Add(codeLife), KeepAfter: now.Add(-codeYouth), MaxTries: codeTries,
+	}
+	if replace {
+		row.KeepAfter = now.Add(codeLife)
+	}
+	put, err := queries.CodePut(ctx, row)
+	if err != nil {
+		return mail.Message{}, fmt.Errorf("store a code: %w", err)
+	}
+	if put == 0 {
+		return mail.Message{}, errCodeYoung
 	}
 	data := map[string]string{"username": to.username, "code": code, "minutes": strconv.Itoa(int(codeLife.Minutes()))}
 	if p.action != "" {
 		data["action"] = p.action
 	}
-	return s.mails.Send(ctx, mail.Message{ID: id, To: to.email, Template: p.template, Data: data})
+	return mail.Message{ID: id, To: to.email, Template: p.template, Data: data}, nil
+}
+
+// handOver gives a code's mail to the queue. A code that nobody will read goes: it must not look young.
+func (s *Service) handOver(ctx context.Context, p purpose, account uuid.UUID, m mail.Message) error {
+	err := s.mails.Send(ctx, m)
+	if err == nil {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	if _, useErr := db.New(s.pool).CodeUse(ctx, db.CodeUseParams{AccountID: account, Purpose: p.name, ID: m.ID}); useErr != nil {
+		s.log.WarnContext(ctx, "a code that was not sent stays", "purpose", p.name, "account_id", account, "error", useErr)
+	}
+	return err
 }
 
 // ticket is a code that was right. It is good only once used, in the transaction of what it was asked for.
@@ -149,13 +186,22 @@ func (t ticket) spend(ctx context.Context, queries *db.Queries) error {
 	return nil
 }
 
+// spendAt is spend for a code that has to have gone to the account's present address: one that was stored a moment
+// after a change of address is its old mailbox's.
+func (t ticket) spendAt(ctx context.Context, queries *db.Queries, present string) error {
+	if t.email != present {
+		return errCodeInvalid
+	}
+	return t.spend(ctx, queries)
+}
+
 // countSend counts a mail that somebody asks for, by the account, by where the call comes from and by where the
-// mail goes: nobody's mailbox is filled by many accounts.
+// mail goes: nobody's mailbox is filled by many accounts. Each kind by itself: what strangers ask for leaves the rest.
 func (s *Service) countSend(ctx context.Context, p purpose, account, email string) error {
 	subjects := append(s.addressSubject(ctx, "mail", s.codeSendAddressLimit),
 		hashedSubject("mail:"+p.name+":account:", account, s.codeSendLimit))
 	if email != "" {
-		subjects = append(subjects, hashedSubject("mail:to:", nameKey(email), s.codeSendLimit))
+		subjects = append(subjects, hashedSubject("mail:"+p.name+":to:", nameKey(email), s.codeSendLimit))
 	}
 	return s.attempts.count(ctx, subjects...)
 }

@@ -32,7 +32,7 @@ func (s *Service) Reauthenticate(ctx context.Context, req *authv1.Reauthenticate
 	now := s.clock.Now()
 	err = s.act(ctx, &auditEntry{action: auditConfirmed, account: caller.UserID}, func(queries *db.Queries, _ emitFunc) error {
 		// A password that was changed meanwhile proves nothing.
-		if _, err := lockChecked(ctx, queries, caller.UserID, checked); err != nil {
+		if _, err := s.lockChecked(ctx, queries, caller, checked); err != nil {
 			return err
 		}
 		confirmed, err := queries.SessionConfirm(ctx, db.SessionConfirmParams{ID: caller.SessionID, AccountID: caller.UserID, ConfirmedAt: now})

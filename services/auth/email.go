@@ -38,16 +38,21 @@ func (s *Service) SendEmailVerification(ctx context.Context, _ *authv1.SendEmail
 
 // mailCode sends a code that its owner waits for, within the limits, and records it.
 func (s *Service) mailCode(ctx context.Context, action string, p purpose, to recipient) error {
-	if !s.mails.Enabled() {
-		return mail.ErrUnavailable
-	}
-	if err := s.countSend(ctx, p, "id:"+to.id.String(), to.email); err != nil {
+	if err := s.mayMail(ctx, p, to); err != nil {
 		return err
 	}
-	if err := s.sendCode(ctx, p, to); err != nil {
+	if err := s.sendCode(ctx, p, to, true); err != nil {
 		return err
 	}
 	return s.audit(ctx, db.New(s.pool), auditEntry{action: action, account: to.id}, errorv1.Reason_REASON_UNSPECIFIED)
+}
+
+// mayMail takes one of the mails that somebody may still get.
+func (s *Service) mayMail(ctx context.Context, p purpose, to recipient) error {
+	if !s.mails.Enabled() {
+		return mail.ErrUnavailable
+	}
+	return s.countSend(ctx, p, "id:"+to.id.String(), to.email)
 }
 
 // VerifyEmail implements the RPC.
@@ -60,7 +65,7 @@ func (s *Service) VerifyEmail(ctx context.Context, req *authv1.VerifyEmailReques
 	if row.EmailVerifiedAt != nil {
 		return &authv1.VerifyEmailResponse{}, nil
 	}
-	err = s.byCode(ctx, auditEmailVerified, purposeVerifyEmail, req.GetCode(), func(queries *db.Queries, _ db.AccountForChangeRow, right ticket, _ emitFunc) error {
+	err = s.byCode(ctx, auditEntry{action: auditEmailVerified}, purposeVerifyEmail, req.GetCode(), func(queries *db.Queries, _ db.AccountForChangeRow, right ticket, _ emitFunc) error {
 		verified, err := queries.AccountVerifyEmail(ctx, db.AccountVerifyEmailParams{VerifiedAt: s.clock.Now(), ID: me, Email: right.email})
 		if err != nil {
 			return fmt.Errorf("verify address: %w", err)
@@ -79,17 +84,18 @@ func (s *Service) VerifyEmail(ctx context.Context, req *authv1.VerifyEmailReques
 
 // byCode does for the caller's account what a mailed code was asked for, together with using it up.
 func (s *Service) byCode(
-	ctx context.Context, action string, p purpose, code string,
+	ctx context.Context, e auditEntry, p purpose, code string,
 	do func(queries *db.Queries, row db.AccountForChangeRow, right ticket, emit emitFunc) error,
 ) error {
-	me := identity.From(ctx).UserID
-	right, err := s.guessCode(ctx, action, p, code)
+	caller := identity.From(ctx)
+	right, err := s.guessCode(ctx, e.action, p, code)
 	if err != nil {
 		return err
 	}
-	return s.act(ctx, &auditEntry{action: action, account: me}, func(queries *db.Queries, emit emitFunc) error {
+	e.account = caller.UserID
+	return s.act(ctx, &e, func(queries *db.Queries, emit emitFunc) error {
 		// The account's lock comes first, as everywhere.
-		row, err := lockAccount(ctx, queries, me)
+		row, err := s.lockOwn(ctx, queries, caller)
 		if err != nil {
 			return err
 		}
@@ -110,30 +116,85 @@ func (s *Service) guessCode(ctx context.Context, action string, p purpose, code 
 	return right, s.refused(ctx, auditEntry{action: action, account: me}, err)
 }
 
-// StartEmailChange implements the RPC.
+// StartEmailChange implements the RPC. The mail is allowed before the second factor is spent, and the code is stored
+// with that: a refused call has spent nothing.
 func (s *Service) StartEmailChange(ctx context.Context, req *authv1.StartEmailChangeRequest) (*authv1.StartEmailChangeResponse, error) {
-	me := identity.From(ctx).UserID
-	checked, err := s.confirmPassword(ctx, auditEmailCodeSent, me, req.GetPassword())
+	caller := identity.From(ctx)
+	if err := mailable(req.GetNewEmail()); err != nil {
+		return nil, err
+	}
+	checked, err := s.proveOwner(ctx, auditEmailCodeSent, caller, req.GetPassword())
 	if err != nil {
 		return nil, err
 	}
-	if checked.SecondFactor {
-		if err := s.guessFactor(ctx, auditEmailCodeSent, me, req.GetSecondFactorCode()); err != nil {
-			return nil, err
-		}
-	}
 	// Whether the address is free is not told here: the code's owner learns it.
-	if err := s.mailCode(ctx, auditEmailCodeSent, purposeChangeEmail, recipient{me, checked.Username, req.GetNewEmail()}); err != nil {
+	to := recipient{caller.UserID, checked.Username, req.GetNewEmail()}
+	if err := s.mayMail(ctx, purposeChangeEmail, to); err != nil {
+		return nil, err
+	}
+	subjects := []subject(nil)
+	if checked.SecondFactor {
+		subjects = s.guessesAt(ctx, "factor", caller.UserID)
+	}
+	var m mail.Message
+	err = s.guess(ctx, subjects, func() error {
+		m, err = s.putEmailChange(ctx, caller, checked, to, req.GetSecondFactorCode())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.noticesWait()
+	if err := s.handOver(ctx, purposeChangeEmail, to.id, m); err != nil {
 		return nil, err
 	}
 	return &authv1.StartEmailChangeResponse{}, nil
+}
+
+// putEmailChange stores the code for the new address, and spends the second factor if the account has one.
+func (s *Service) putEmailChange(ctx context.Context, caller identity.Caller, checked db.AccountOwnRow, to recipient, factor string) (m mail.Message, err error) {
+	entry := auditEntry{action: auditEmailCodeSent, account: caller.UserID, details: map[string]string{"to": masked(to.email)}}
+	err = s.act(ctx, &entry, func(queries *db.Queries, _ emitFunc) error {
+		row, err := s.lockChecked(ctx, queries, caller, checked)
+		if err != nil {
+			return err
+		}
+		on, err := secondFactorOn(ctx, queries, caller.UserID)
+		if err != nil {
+			return err
+		}
+		if on {
+			by, err := s.spendFactor(ctx, queries, recipient{caller.UserID, row.Username, row.Email}, factor)
+			if err != nil {
+				return err
+			}
+			entry.details["by"] = by
+		}
+		m, err = s.putCode(ctx, queries, purposeChangeEmail, to, true)
+		return err
+	})
+	return m, err
+}
+
+// errUnmailable is for addresses that the rules of form let pass and no mail can be sent to.
+var errUnmailable = rpc.Error(connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT,
+	"no mail can be sent to this address")
+
+// mailable refuses an address before anything is done with it: later, every mail to it would fail.
+func mailable(address string) error {
+	if !mail.Mailable(address) {
+		return errUnmailable
+	}
+	return nil
 }
 
 // ConfirmEmailChange implements the RPC.
 func (s *Service) ConfirmEmailChange(ctx context.Context, req *authv1.ConfirmEmailChangeRequest) (*authv1.ConfirmEmailChangeResponse, error) {
 	caller := identity.From(ctx)
 	res := &authv1.ConfirmEmailChangeResponse{}
-	err := s.byCode(ctx, auditEmailChanged, purposeChangeEmail, req.GetCode(), func(queries *db.Queries, row db.AccountForChangeRow, right ticket, emit emitFunc) error {
+	// It ends a theft and needs both mailbox and session: no thief's doings may stand before it.
+	entry := auditEntry{action: auditEmailChanged, always: true}
+	err := s.byCode(ctx, entry, purposeChangeEmail, req.GetCode(), func(queries *db.Queries, row db.AccountForChangeRow, right ticket, emit emitFunc) error {
 		err := queries.AccountSetEmail(ctx, db.AccountSetEmailParams{
 			Email: right.email, EmailKey: nameKey(right.email), VerifiedAt: s.clock.Now(), ID: caller.UserID,
 		})

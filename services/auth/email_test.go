@@ -190,6 +190,41 @@ func TestChangeEmail(t *testing.T) {
 	})
 }
 
+// A refused call has spent nothing of the second factor.
+func TestAnEmailChangeThatIsRefusedSpendsNothing(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t, "PARLEY_AUTH_CODE_SEND_LIMIT=1")
+	anna := newcomer(t, h, client, "anna")
+	phone, recovery := enrol(t, h, anna)
+	begin := func(code string) error {
+		_, err := anna.account.StartEmailChange(t.Context(), &authv1.StartEmailChangeRequest{
+			Password: password, NewEmail: "anna@home.example.org", SecondFactorCode: code,
+		})
+		return err
+	}
+	require.NoError(t, begin(phone.next(t)))
+	require.Equal(t, "a***@home.example.org", anna.recorded(t, "email.change_started", "").GetDetails()["to"])
+	requireReason(t, begin(recovery[0]), connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
+	state, err := anna.factor.GetSecondFactor(t.Context(), &authv1.GetSecondFactorRequest{})
+	require.NoError(t, err)
+	require.EqualValues(t, 10, state.GetRecoveryCodesLeft())
+}
+
+// What no mail can be sent to is refused before anything is done.
+func TestAddressesWithoutAMailboxAreRefused(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t)
+	anna := newcomer(t, h, client, "anna")
+	for _, address := range []string{"a..b@example.org", ".a@example.org", "a.@example.org"} {
+		req := person("berta")
+		req.Email = address
+		_, err := client.Register(t.Context(), req)
+		requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT)
+		_, err = anna.account.StartEmailChange(t.Context(), &authv1.StartEmailChangeRequest{Password: password, NewEmail: address})
+		requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT)
+	}
+}
+
 func TestWithoutAMailServer(t *testing.T) {
 	t.Parallel()
 	h, client := start(t)

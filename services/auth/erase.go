@@ -10,6 +10,7 @@ import (
 
 	"github.com/parleychat/parley/pkg/erasure"
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/identity"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
@@ -60,7 +61,8 @@ func (s *Service) record(ctx context.Context, tx pgx.Tx, action, user string) er
 // person or says from where.
 func (s *Service) forget(ctx context.Context, tx pgx.Tx, person uuid.UUID) error {
 	queries := db.New(tx)
-	switch _, err := queries.AccountLockForErase(ctx, person); {
+	role, err := queries.AccountLockForErase(ctx, person)
+	switch {
 	case errors.Is(err, pgx.ErrNoRows): // nobody, or gone before: the record may still hold something
 	case err != nil:
 		return fmt.Errorf("lock account: %w", err)
@@ -75,8 +77,27 @@ func (s *Service) forget(ctx context.Context, tx pgx.Tx, person uuid.UUID) error
 	if err := queries.AuditForgetAdmin(ctx, person); err != nil {
 		return fmt.Errorf("empty the record of an admin: %w", err)
 	}
+	if err := queries.AuditForgetBearer(ctx, person); err != nil {
+		return fmt.Errorf("empty the record of others: %w", err)
+	}
 	if err := queries.AccountErase(ctx, person); err != nil {
 		return fmt.Errorf("delete account: %w", err)
+	}
+	return s.missAdmin(ctx, queries, role)
+}
+
+// missAdmin tells the operator when nobody is left who is an admin. A person's right to go is not refused for it:
+// whoever has the database makes the next one by `parley admin grant`.
+func (s *Service) missAdmin(ctx context.Context, queries *db.Queries, role string) error {
+	if role != identity.RoleAdmin.String() {
+		return nil
+	}
+	admins, err := queries.AdminsLeft(ctx)
+	if err != nil {
+		return fmt.Errorf("count admins: %w", err)
+	}
+	if admins == 0 {
+		s.log.ErrorContext(ctx, "the last admin has left: parley admin grant makes another")
 	}
 	return nil
 }

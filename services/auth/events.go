@@ -11,7 +11,7 @@ import (
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
-// The types of the events that auth emits. It listens to none.
+// The types of the events that auth emits; username.go has one more, erase.go what it listens to.
 const (
 	typeAccountRegistered = "account.registered"
 	typeSessionRevoked    = "session.revoked"

@@ -42,7 +42,7 @@ const (
 // confirmedFor is how long a log-in proves who sits there, for accounts without a password.
 const confirmedFor = 10 * time.Minute
 
-// proveOwner asks for the password before ways to log in change; of an account that has none, for a log-in just
+// proveOwner asks for the password before the ways to log in, the address or the second factor change; of an account that has none, for a log-in just
 // now. It returns the state that was checked, for lockChecked.
 func (s *Service) proveOwner(ctx context.Context, action string, caller identity.Caller, password string) (db.AccountOwnRow, error) {
 	row, err := s.ownAccount(ctx, caller.UserID)
@@ -85,6 +85,10 @@ func (s *Service) StartIdentityLink(ctx context.Context, req *authv1.StartIdenti
 	if err != nil {
 		return nil, err
 	}
+	started := auditEntry{action: auditIdentityLinkStarted, account: caller.UserID, details: map[string]string{"provider": req.GetProvider()}}
+	if err := s.audit(ctx, db.New(s.pool), started, errorv1.Reason_REASON_UNSPECIFIED); err != nil {
+		return nil, err
+	}
 	return &authv1.StartIdentityLinkResponse{AuthorizationUrl: begun.url, State: begun.state, ExpiresAt: timestamppb.New(begun.expiresAt)}, nil
 }
 
@@ -99,18 +103,11 @@ func (s *Service) LinkIdentity(ctx context.Context, req *authv1.LinkIdentityRequ
 	entry := auditEntry{action: auditIdentityLinked, account: caller.UserID, details: map[string]string{"provider": provider}}
 	err = s.act(ctx, &entry, func(queries *db.Queries, _ emitFunc) error {
 		// The lock orders this with a log-out everywhere: a session that has ended by now links nothing.
-		row, err := lockAccount(ctx, queries, caller.UserID)
+		row, err := s.lockOwn(ctx, queries, caller)
 		if err != nil {
 			return err
 		}
 		now := s.clock.Now()
-		_, err = queries.SessionConfirmed(ctx, db.SessionConfirmedParams{ID: caller.SessionID, AccountID: caller.UserID, Now: now})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return errSessionEnded
-		}
-		if err != nil {
-			return fmt.Errorf("select session: %w", err)
-		}
 		id, err := createIdentity(ctx, queries, caller.UserID, provider, who, now, nil)
 		if err != nil {
 			return err
@@ -173,7 +170,7 @@ func (s *Service) UnlinkIdentity(ctx context.Context, req *authv1.UnlinkIdentity
 	entry := auditEntry{action: auditIdentityUnlinked, account: caller.UserID}
 	err = s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
 		// Two that unlink at once take turns here, so the second sees what is left.
-		row, err := lockChecked(ctx, queries, caller.UserID, checked)
+		row, err := s.lockChecked(ctx, queries, caller, checked)
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,7 @@ func TestLinkIdentity(t *testing.T) {
 	res, err := a.link(anna, "house", with(person1("anna"), "email", "elsewhere@example.net"))
 	require.NoError(t, err)
 	require.Equal(t, "elsewhere@example.net", res.GetIdentity().GetEmail())
+	require.Equal(t, "house", anna.recorded(t, "identity.link_started", "").GetDetails()["provider"])
 	anna.recorded(t, "identity.linked", "")
 	require.Equal(t, "The House can now log in to your Parley account", a.Mail.Next("anna@example.org").Subject)
 

@@ -41,8 +41,9 @@ type idp struct {
 	mu    sync.Mutex
 	now   func() time.Time
 	codes map[string]grant
-	// down has every answer be 503.
-	down bool
+	// down has every answer be 503, after what holding does.
+	down    bool
+	holding func()
 	// tamper changes an ID token before it is signed with signer.
 	tamper func(claims map[string]any)
 	signer *rsa.PrivateKey
@@ -74,8 +75,11 @@ func newIDP(t *testing.T) *idp {
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.calls++
-		down := p.down
+		down, holding := p.down, p.holding
 		p.mu.Unlock()
+		if holding != nil {
+			holding()
+		}
 		if down {
 			http.Error(w, "out of order", http.StatusServiceUnavailable)
 			return
@@ -93,7 +97,7 @@ func (p *idp) change(set func()) {
 	set()
 }
 
-// settings have auth log in with it, as three providers.
+// settings have auth log in with it, as two providers.
 func (p *idp) settings() []string {
 	const prefix = "PARLEY_AUTH_OAUTH_"
 	return []string{

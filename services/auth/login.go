@@ -26,6 +26,7 @@ var guesses = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_CODE_INVALID:          true,
 	errorv1.Reason_REASON_SECOND_FACTOR_INVALID: true,
 	errorv1.Reason_REASON_CHALLENGE_INVALID:     true,
+	errorv1.Reason_REASON_REFRESH_TOKEN_INVALID: true,
 }
 
 // guess compares something that could be guessed within the limits of account and address. What is no guess
@@ -57,6 +58,27 @@ func (s *Service) guessesAt(ctx context.Context, what string, account uuid.UUID)
 	return append(subjects, subject{key: what + ":account:" + account.String(), limit: s.loginLimit, forgiven: true})
 }
 
+// guessSilently compares within one more count, of the account itself: its user name and its address together get no
+// more guesses than one of them. When that count is used up, everything is compared all the same and wrong says that
+// it failed: RATE_LIMITED at a name that was hardly tried would tell whose it is. An unknown account counts by the
+// name, so that it takes the same time.
+func (s *Service) guessSilently(ctx context.Context, what string, account uuid.UUID, login string, wrong error, compare func() error) error {
+	of := subject{key: what + ":account:" + account.String(), limit: s.loginLimit, forgiven: true}
+	if account == uuid.Nil {
+		of = hashedSubject(what+":nobody:", login, s.loginLimit)
+	}
+	allowed := true
+	err := s.guess(ctx, []subject{of}, compare)
+	if rpc.ReasonOf(err) == errorv1.Reason_REASON_RATE_LIMITED {
+		allowed = false
+		err = compare()
+	}
+	if err == nil && !allowed {
+		err = wrong
+	}
+	return err
+}
+
 // LogIn implements the RPC. An unknown account takes the same way as a known one, with a decoy for the
 // hash, and counts by the name that was tried: neither answer, time nor limit tells them apart.
 func (s *Service) LogIn(ctx context.Context, req *authv1.LogInRequest) (*authv1.LogInResponse, error) {
@@ -69,21 +91,20 @@ func (s *Service) LogIn(ctx context.Context, req *authv1.LogInRequest) (*authv1.
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("select credentials: %w", err)
 		}
-		// Without a row the stored form is empty, which stands for the decoy.
-		matches, err := s.passwords.matches(ctx, row.PasswordHash, req.GetPassword())
-		if err != nil {
+		return s.guessSilently(ctx, "login", row.ID, login, errCredentials, func() error {
+			// Without a row the stored form is empty, which stands for the decoy.
+			matches, err := s.passwords.matches(ctx, row.PasswordHash, req.GetPassword())
+			if err == nil && !matches {
+				err = errCredentials
+			}
 			return err
-		}
-		if !matches {
-			return errCredentials
-		}
-		return nil
+		})
 	})
 	if err != nil {
 		return nil, s.refused(ctx, auditEntry{action: auditLogIn, account: row.ID}, err)
 	}
 	tokens, err := s.admit(ctx, entrance{
-		accountID: row.ID, device: req.GetDeviceName(), by: "password",
+		accountID: row.ID, device: req.GetDeviceName(), proof: map[string]string{"by": "password"},
 		check: func(_ context.Context, _ *db.Queries, now db.AccountForLogInRow) error {
 			if !sameTime(row.PasswordChangedAt, now.PasswordChangedAt) {
 				return errCredentials
@@ -104,8 +125,8 @@ func (s *Service) LogIn(ctx context.Context, req *authv1.LogInRequest) (*authv1.
 type entrance struct {
 	accountID uuid.UUID
 	device    string
-	// by names what was proved, for the record.
-	by string
+	// proof says what was proved, for the record: check may complete it.
+	proof map[string]string
 	// check is asked under the account's lock: what it returns refuses. It sees what every change of password,
 	// role or suspension that has committed has made of the account, and none can commit until the session has.
 	check func(ctx context.Context, queries *db.Queries, row db.AccountForLogInRow) error
@@ -123,7 +144,7 @@ func (s *Service) admit(ctx context.Context, e entrance) (*authv1.Tokens, error)
 	}
 	var begun session
 	challenge := ""
-	entry := auditEntry{action: auditLogIn, account: e.accountID, details: map[string]string{"by": e.by}}
+	entry := auditEntry{action: auditLogIn, account: e.accountID, details: e.proof}
 	err = s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
 		now := s.clock.Now()
 		row, err := queries.AccountForLogIn(ctx, e.accountID)
@@ -181,6 +202,14 @@ func (s *Service) beginSession(ctx context.Context, queries *db.Queries, e entra
 	if err != nil {
 		return session{}, fmt.Errorf("end sessions beyond the limit: %w", err)
 	}
+	for _, id := range excess {
+		dropped := auditEntry{
+			action: auditLogOut, account: e.accountID, session: id, actor: actorSystem, details: map[string]string{"by": "too many sessions"},
+		}
+		if err := s.audit(ctx, queries, dropped, errorv1.Reason_REASON_UNSPECIFIED); err != nil {
+			return session{}, err
+		}
+	}
 	return begun, emitRevoked(excess, e.accountID, now, emit)
 }
 
@@ -197,8 +226,7 @@ func (s *Service) rehash(ctx context.Context, row db.AccountCredentialsRow, pass
 }
 
 // confirmPassword checks the password of somebody who is logged in, before what a stolen session must not be
-// able to do. It counts like a log-in. It returns the state
-// that was checked, for lockChecked.
+// able to do. It counts like a log-in. It returns the state that was checked, for lockChecked.
 func (s *Service) confirmPassword(ctx context.Context, action string, account uuid.UUID, password string) (db.AccountOwnRow, error) {
 	var row db.AccountOwnRow
 	err := s.guess(ctx, s.guessesAt(ctx, "password", account), func() error {
@@ -232,9 +260,35 @@ func lockAccount(ctx context.Context, queries *db.Queries, account uuid.UUID) (d
 	return row, nil
 }
 
-// lockChecked locks the account that confirmPassword has checked, and refuses if its password is another by now.
-func lockChecked(ctx context.Context, queries *db.Queries, account uuid.UUID, checked db.AccountOwnRow) (db.AccountForChangeRow, error) {
-	row, err := lockAccount(ctx, queries, account)
+// lockOwn locks the caller's own account for what a stolen session must not do, and refuses if the session has ended or
+// the account is suspended: the token does not know that yet. SESSION_REVOKED for both.
+func (s *Service) lockOwn(ctx context.Context, queries *db.Queries, caller identity.Caller) (db.AccountForChangeRow, error) {
+	row, err := lockAccount(ctx, queries, caller.UserID)
+	if err != nil {
+		return row, err
+	}
+	if suspended(s.clock.Now(), row.SuspendedAt, row.SuspendedUntil) {
+		return row, errSessionEnded
+	}
+	return row, s.sessionLives(ctx, queries, caller)
+}
+
+// sessionLives refuses a caller whose session has ended. Asked under the account's lock, it holds until the commit.
+func (s *Service) sessionLives(ctx context.Context, queries *db.Queries, caller identity.Caller) error {
+	_, err := queries.SessionConfirmed(ctx, db.SessionConfirmedParams{ID: caller.SessionID, AccountID: caller.UserID, Now: s.clock.Now()})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return errSessionEnded
+	}
+	if err != nil {
+		return fmt.Errorf("select session: %w", err)
+	}
+	return nil
+}
+
+// lockChecked is lockOwn for what proveOwner or confirmPassword has checked: it refuses if the password is another by
+// now.
+func (s *Service) lockChecked(ctx context.Context, queries *db.Queries, caller identity.Caller, checked db.AccountOwnRow) (db.AccountForChangeRow, error) {
+	row, err := s.lockOwn(ctx, queries, caller)
 	if err == nil && !sameTime(row.PasswordChangedAt, checked.PasswordChangedAt) {
 		err = errCredentials
 	}

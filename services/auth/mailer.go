@@ -112,13 +112,13 @@ func (s *Service) serveRequest(ctx context.Context, r mailRequest) {
 		err = s.countSend(ctx, r.purpose, "id:"+to.id.String(), to.email)
 	}
 	if err == nil {
-		err = s.sendCode(ctx, r.purpose, to)
+		err = s.sendCode(ctx, r.purpose, to, r.login == "")
 	}
 	if err == nil && r.login != "" {
 		err = s.audit(ctx, db.New(s.pool), auditEntry{action: auditResetCodeSent, account: to.id, from: r.from}, errorv1.Reason_REASON_UNSPECIFIED)
 	}
 	switch {
-	case err == nil, rpc.ReasonOf(err) == errorv1.Reason_REASON_RATE_LIMITED:
+	case err == nil, errors.Is(err, errCodeYoung), rpc.ReasonOf(err) == errorv1.Reason_REASON_RATE_LIMITED:
 	default:
 		s.log.WarnContext(ctx, "a code could not be sent", "purpose", r.purpose.name, "account_id", to.id, "error", err)
 	}

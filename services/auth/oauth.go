@@ -184,7 +184,7 @@ func (s *Service) FinishOAuth(ctx context.Context, req *authv1.FinishOAuthReques
 // before it as before a password.
 func (s *Service) logInWith(ctx context.Context, provider string, who person, owner uuid.UUID, device string) (*authv1.FinishOAuthResponse, error) {
 	tokens, err := s.admit(ctx, entrance{
-		accountID: owner, device: device, by: provider,
+		accountID: owner, device: device, proof: map[string]string{"by": provider},
 		check: func(ctx context.Context, queries *db.Queries, _ db.AccountForLogInRow) error {
 			// Under the account's lock: an identity that was unlinked lets nobody in.
 			used, err := queries.IdentityUse(ctx, db.IdentityUseParams{

@@ -39,6 +39,8 @@ type oidcProvider struct {
 	discovered *discovered
 	readAt     time.Time
 	failedAt   time.Time
+	// attempt ends with the attempt to read the configuration that is under way; nil: none is.
+	attempt chan struct{}
 }
 
 // discovered is a provider's configuration.
@@ -53,33 +55,60 @@ type discovered struct {
 func (p *oidcProvider) displayName() string { return p.display }
 func (p *oidcProvider) issuer() string      { return p.issuerURL }
 
-// discover returns the configuration, read anew when it is old. While the provider is away the old one serves on.
-// The lock is held while reading: callers of a provider that is away wait for one attempt, not for one each.
+// discover returns the configuration. An old one is read anew beside the call, and serves on while the provider is
+// away. Without any, callers wait for one attempt together, each as long as it may; a provider that did not answer is
+// then left alone for a while.
 func (p *oidcProvider) discover(ctx context.Context) (*discovered, error) {
+	known, attempt := p.known()
+	if known != nil {
+		return known, nil
+	}
+	if attempt != nil {
+		select {
+		case <-attempt:
+		case <-ctx.Done():
+			return nil, errProviderAway
+		}
+		known, _ = p.known()
+	}
+	if known == nil {
+		return nil, errProviderAway
+	}
+	return known, nil
+}
+
+// known is the configuration, if there is one, and the attempt to read it that is under way, if there has to be one.
+func (p *oidcProvider) known() (*discovered, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.clock.Now()
 	fresh := p.discovered != nil && now.Sub(p.readAt) < discoveryAge
 	paused := !p.failedAt.IsZero() && now.Sub(p.failedAt) < discoveryPause
-	if !fresh && !paused {
-		d, err := p.read(ctx)
-		if err == nil {
-			p.discovered, p.readAt, p.failedAt = d, now, time.Time{}
-			return d, nil
-		}
-		p.failedAt = now
-		p.log.WarnContext(ctx, "a provider's configuration cannot be read", "error", err)
+	if p.attempt == nil && !fresh && !paused {
+		p.attempt = make(chan struct{})
+		go p.refresh(p.attempt)
 	}
-	if p.discovered == nil {
-		return nil, errProviderAway
+	return p.discovered, p.attempt
+}
+
+// refresh is one attempt. It belongs to no caller: who leaves shall not make the provider look as if it were away.
+func (p *oidcProvider) refresh(attempt chan struct{}) {
+	defer close(attempt)
+	d, err := p.read(p.life)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.attempt = nil
+	if err != nil {
+		// The pause counts from now: the attempt itself may have taken longer.
+		p.failedAt = p.clock.Now()
+		p.log.WarnContext(p.life, "a provider's configuration cannot be read", "error", err)
+		return
 	}
-	return p.discovered, nil
+	p.discovered, p.readAt, p.failedAt = d, p.clock.Now(), time.Time{}
 }
 
 func (p *oidcProvider) read(ctx context.Context) (*discovered, error) {
-	// A caller who leaves shall not make the provider look as if it were away. The client's timeout bounds this
-	// request, and those of the set of keys, which outlives the call.
-	ctx = context.WithoutCancel(ctx)
+	// The client's timeout bounds this request, and those of the set of keys, which outlives it.
 	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.issuerURL)
 	if err != nil {
 		return nil, fmt.Errorf("discover: %w", err)
@@ -97,7 +126,7 @@ func (p *oidcProvider) read(ctx context.Context) (*discovered, error) {
 	}
 	d := &discovered{
 		provider:  provider,
-		keys:      oidc.NewRemoteKeySet(oidc.ClientContext(p.life, p.client), claims.JWKSURL), //nolint:contextcheck // the keys are fetched after this call too
+		keys:      oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.client), claims.JWKSURL),
 		authStyle: oauth2.AuthStyleInHeader, algorithms: asymmetric(claims.Algorithms),
 	}
 	// Basic is the default where nothing is said (OpenID Connect Discovery, 3).

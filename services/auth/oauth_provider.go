@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	netmail "net/mail"
 	"slices"
 	"strings"
 
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/pkg/rpc"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
@@ -150,7 +150,6 @@ func unspoken(err error) error {
 
 const (
 	maxSubject = 255
-	maxEmail   = 254
 	maxName    = 64
 )
 
@@ -159,7 +158,7 @@ func (p person) tidy() (person, error) {
 	if p.subject == "" || len(p.subject) > maxSubject || printable(p.subject, maxSubject) != p.subject {
 		return person{}, errors.New("the provider names no usable subject")
 	}
-	if a, err := netmail.ParseAddress(p.email); err != nil || a.Address != p.email || len(p.email) > maxEmail {
+	if !mail.Mailable(p.email) {
 		p.email, p.emailVerified = "", false
 	}
 	p.name = strings.TrimSpace(printable(p.name, maxName))

@@ -32,6 +32,11 @@ const noPassword = ""
 
 // RegisterWithOAuth implements the RPC.
 func (s *Service) RegisterWithOAuth(ctx context.Context, req *authv1.RegisterWithOAuthRequest) (*authv1.RegisterWithOAuthResponse, error) {
+	if req.GetEmail() != "" {
+		if err := mailable(req.GetEmail()); err != nil {
+			return nil, err
+		}
+	}
 	// Every registration counts, whatever comes of it.
 	if err := s.attempts.count(ctx, s.addressSubject(ctx, "register", s.registerLimit)...); err != nil {
 		return nil, err
@@ -57,14 +62,16 @@ func (s *Service) RegisterWithOAuth(ctx context.Context, req *authv1.RegisterWit
 	defer barrier.Close()
 	verified := false
 	entry := auditEntry{action: auditRegistered, account: a.id, session: session.id}
-	err = s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) (err error) {
-		if a, verified, err = s.createWithTicket(ctx, queries, a, req.GetTicket(), &entry); err != nil {
-			return err
-		}
-		if err := queries.SessionCreate(ctx, session.row(req.GetDeviceName(), s.originOf(ctx))); err != nil {
-			return fmt.Errorf("insert session: %w", err)
-		}
-		return emit(barrier.On(accountRegistered(a)))
+	err = s.guessAddress(ctx, func() error {
+		return s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) (err error) {
+			if a, verified, err = s.createWithTicket(ctx, queries, a, req.GetTicket(), &entry); err != nil {
+				return err
+			}
+			if err := queries.SessionCreate(ctx, session.row(req.GetDeviceName(), s.originOf(ctx))); err != nil {
+				return fmt.Errorf("insert session: %w", err)
+			}
+			return emit(barrier.On(accountRegistered(a)))
+		})
 	})
 	if err != nil {
 		return nil, err

@@ -365,34 +365,6 @@ func TestOAuthRefusesIDTokens(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestOAuthProviderThatIsAway(t *testing.T) {
-	t.Parallel()
-	a := startAbroad(t)
-	_, challenge := newVerifier()
-	start := func() error {
-		_, err := a.oauth.StartOAuth(t.Context(), &authv1.StartOAuthRequest{Provider: "house", RedirectUri: idpReturn, ClientChallenge: challenge})
-		return err
-	}
-	down := func(is bool) { a.idp.change(func() { a.idp.down = is }) }
-	down(true)
-	providerAway(t, start())
-	down(false)
-	a.Clock.Advance(6 * time.Second) // it is left alone for a while
-	require.NoError(t, start())
-	// Known by now: flows begin, and end when it is back.
-	down(true)
-	for _, provider := range []string{"house", "facebook"} {
-		_, err := a.visit(provider, person1("anna"))
-		providerAway(t, err)
-	}
-	// A configuration that is not the issuer's own.
-	down(false)
-	a.idp.change(func() { a.idp.discovery = func(d map[string]any) { d["issuer"] = "https://evil.example" } })
-	a.Clock.Advance(25 * time.Hour)
-	_, err := a.visit("house", person1("anna"))
-	require.NoError(t, err, "the old configuration serves on")
-}
-
 func TestOAuthDoesNotLinkByAddress(t *testing.T) {
 	t.Parallel()
 	a := startAbroad(t)

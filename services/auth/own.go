@@ -61,8 +61,10 @@ func (s *Service) ChangePassword(ctx context.Context, req *authv1.ChangePassword
 		return nil, err
 	}
 	res := &authv1.ChangePasswordResponse{}
-	err = s.act(ctx, &auditEntry{action: auditPasswordChanged, account: caller.UserID}, func(queries *db.Queries, emit emitFunc) error {
-		row, err := lockChecked(ctx, queries, caller.UserID, checked)
+	// It ends a theft and needs the password: no thief's doings may stand before it.
+	entry := auditEntry{action: auditPasswordChanged, account: caller.UserID, always: true}
+	err = s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
+		row, err := s.lockChecked(ctx, queries, caller, checked)
 		if err != nil {
 			return err
 		}

@@ -52,23 +52,29 @@ func (s *Service) ResetPassword(ctx context.Context, req *authv1.ResetPasswordRe
 	if err != nil {
 		return nil, err
 	}
-	err = s.act(ctx, &auditEntry{action: auditPasswordReset, account: row.ID}, func(queries *db.Queries, emit emitFunc) error {
+	// It ends a theft and needs the mailbox: no thief's doings may stand before it.
+	entry := auditEntry{action: auditPasswordReset, account: row.ID, always: true}
+	err = s.act(ctx, &entry, func(queries *db.Queries, emit emitFunc) error {
 		// The account's lock comes first, as everywhere: two resets take turns.
 		now, err := lockAccount(ctx, queries, row.ID)
 		if err != nil {
 			return err
 		}
-		if err := right.spend(ctx, queries); err != nil {
+		if err := right.spendAt(ctx, queries, now.Email); err != nil {
 			return err
 		}
-		if now.Email != right.email {
-			return errCodeInvalid
-		}
 		// Whoever read the code has the mailbox.
-		if _, err := queries.AccountVerifyEmail(ctx, db.AccountVerifyEmailParams{VerifiedAt: s.clock.Now(), ID: row.ID, Email: right.email}); err != nil {
+		verified, err := queries.AccountVerifyEmail(ctx, db.AccountVerifyEmailParams{VerifiedAt: s.clock.Now(), ID: row.ID, Email: right.email})
+		if err != nil {
 			return fmt.Errorf("verify address: %w", err)
 		}
-		_, err = s.setPassword(ctx, queries, recipient{row.ID, now.Username, now.Email}, hash, uuid.Nil, emit)
+		of := recipient{row.ID, now.Username, now.Email}
+		if verified > 0 {
+			if err := s.clearStrangers(ctx, queries, of); err != nil {
+				return err
+			}
+		}
+		_, err = s.setPassword(ctx, queries, of, hash, uuid.Nil, emit)
 		return err
 	})
 	if err != nil {
@@ -76,6 +82,39 @@ func (s *Service) ResetPassword(ctx context.Context, req *authv1.ResetPasswordRe
 	}
 	s.noticesWait()
 	return &authv1.ResetPasswordResponse{}, nil
+}
+
+// clearStrangers takes from an account what whoever made it may have left there to come back with: identities, the
+// second factor. Until its address was verified, that may have been somebody who typed the address of another ("trojan
+// identifier", Sudhodanan and Paverd, 2022); the address's owner gets an account that is theirs alone. A mail names each.
+func (s *Service) clearStrangers(ctx context.Context, queries *db.Queries, of recipient) error {
+	byReset := func(action string, more map[string]string) error {
+		more["by"] = "reset"
+		return s.audit(ctx, queries, auditEntry{action: action, account: of.id, details: more}, errorv1.Reason_REASON_UNSPECIFIED)
+	}
+	providers, err := queries.IdentitiesDrop(ctx, of.id)
+	if err != nil {
+		return fmt.Errorf("delete identities: %w", err)
+	}
+	for _, name := range providers {
+		if err := byReset(auditIdentityUnlinked, map[string]string{"provider": name}); err != nil {
+			return err
+		}
+		if err := s.notice(ctx, queries, of, mail.IdentityUnlinked, s.withProvider(ctx, name)); err != nil {
+			return err
+		}
+	}
+	off, err := queries.SecondFactorDelete(ctx, of.id)
+	if err != nil {
+		return fmt.Errorf("delete second factor: %w", err)
+	}
+	if off == 0 {
+		return nil
+	}
+	if err := byReset(auditFactorOff, map[string]string{}); err != nil {
+		return err
+	}
+	return s.notice(ctx, queries, of, mail.SecondFactorOff, s.callOrigin(ctx))
 }
 
 // checkReset checks the code of an account that may not exist.
@@ -86,8 +125,10 @@ func (s *Service) checkReset(ctx context.Context, login, code string) (row db.Ac
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("select account: %w", err)
 		}
-		right, err = s.checkCode(ctx, purposeResetPassword, row.ID, code)
-		return err
+		return s.guessSilently(ctx, "reset", row.ID, login, errCodeInvalid, func() (err error) {
+			right, err = s.checkCode(ctx, purposeResetPassword, row.ID, code)
+			return err
+		})
 	})
 	return row, right, s.refused(ctx, auditEntry{action: auditPasswordReset, account: row.ID}, err)
 }

@@ -3,6 +3,7 @@ package auth_test
 import (
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
@@ -91,4 +92,52 @@ func TestResetPassword(t *testing.T) {
 		}
 		require.Equal(t, 1, won, "%v", errs)
 	})
+}
+
+// A stranger who asks for resets neither takes the code away that its owner is typing, nor the mails of other kinds.
+func TestStrangersDoNotVoidACode(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t)
+	anna := newcomer(t, h, client, "anna")
+	mailedCode(t, h, "anna@example.org")
+	request := func(login string) {
+		t.Helper()
+		_, err := anna.account.RequestPasswordReset(t.Context(), &authv1.RequestPasswordResetRequest{Login: login})
+		require.NoError(t, err)
+	}
+	request("anna")
+	code := mailedCode(t, h, "anna@example.org")
+	request("anna@example.org") // answered the same, and nothing comes of it
+	// Later it is replaced; the requests are served in their order.
+	h.Clock.Advance(time.Minute)
+	request("anna")
+	later := mailedCode(t, h, "anna@example.org")
+	require.NotEqual(t, code, later)
+	for range 2 {
+		h.Clock.Advance(time.Minute)
+		request("anna")
+		later = mailedCode(t, h, "anna@example.org")
+	}
+	// All five are used up by now, for resets alone.
+	require.NoError(t, sendVerification(t, anna))
+	mailedCode(t, h, "anna@example.org")
+	_, err := anna.account.ResetPassword(t.Context(), &authv1.ResetPasswordRequest{Login: "anna", Code: later, NewPassword: nextPassword})
+	require.NoError(t, err)
+}
+
+func TestAYoungCodeIsStillGood(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t)
+	anna, berta := newcomer(t, h, client, "anna"), newcomer(t, h, client, "berta")
+	mailedCode(t, h, "anna@example.org")
+	mailedCode(t, h, "berta@example.org")
+	for _, login := range []string{"anna", "anna", "berta"} {
+		_, err := anna.account.RequestPasswordReset(t.Context(), &authv1.RequestPasswordResetRequest{Login: login})
+		require.NoError(t, err)
+	}
+	mailedCode(t, h, "berta@example.org") // the requests before it are served
+	_, err := berta.account.ResetPassword(t.Context(), &authv1.ResetPasswordRequest{
+		Login: "anna", Code: mailedCode(t, h, "anna@example.org"), NewPassword: nextPassword,
+	})
+	require.NoError(t, err)
 }

@@ -78,7 +78,7 @@ func newService(ctx context.Context, rt *service.Runtime) (*Service, error) {
 		secrets: secrets, factors: factorSealer{keys.seal}, factorIssuer: cfg.SecondFactorIssuer,
 		policy: sessionPolicy{cfg.AccessTokenLife, cfg.SessionLife, cfg.SessionIdle}, issuer: cfg.Issuer, audience: cfg.Audience,
 		registerAwait: cfg.awaited(), gateways: gateways, mails: mails, mailer: newMailer(), oauth: oauth,
-		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit, actionLimit: cfg.ActionLimit,
+		loginLimit: cfg.LoginLimit, loginAddressLimit: cfg.LoginAddressLimit, registerLimit: cfg.RegisterLimit, actionLimit: cfg.ActionLimit, refreshLimit: cfg.RefreshLimit,
 		codeSendLimit: cfg.CodeSendLimit, codeSendAddressLimit: cfg.CodeSendAddressLimit,
 		usernames:          usernamePolicy{every: cfg.UsernameEvery, hold: cfg.UsernameHold},
 		sessionsPerAccount: int32(cfg.SessionsPerAccount), auditRetention: cfg.AuditRetention,

@@ -76,33 +76,41 @@ func (s *Service) CompleteLogIn(ctx context.Context, req *authv1.CompleteLogInRe
 		if unknown {
 			return errChallengeInvalid
 		}
-		tried, err := queries.ChallengeTry(ctx, db.ChallengeTryParams{TokenHash: sum[:], Now: s.clock.Now(), MaxTries: challengeTries})
-		if err != nil {
-			return fmt.Errorf("try challenge: %w", err)
-		}
-		if tried == 0 {
-			return errChallengeInvalid
-		}
-		tokens, err = s.admit(ctx, entrance{
-			accountID: row.AccountID, device: row.DeviceName, by: "second factor", factorGiven: true,
-			check: func(ctx context.Context, queries *db.Queries, _ db.AccountForLogInRow) error {
-				return s.meetChallenge(ctx, queries, row.AccountID, sum[:], req.GetCode())
-			},
-		})
+		tokens, err = s.answerChallenge(ctx, row, sum[:], req.GetCode())
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.noticesWait()
 	return &authv1.CompleteLogInResponse{UserId: row.AccountID.String(), Tokens: tokens}, nil
 }
 
-// meetChallenge spends a code and the challenge that asked for it. A password that was changed meanwhile has taken
-// the challenge away.
-func (s *Service) meetChallenge(ctx context.Context, queries *db.Queries, account uuid.UUID, tokenHash []byte, code string) error {
-	if err := s.spendFactor(ctx, queries, account, code); err != nil {
-		return err
+// answerChallenge takes a try of the challenge and lets in who has the code.
+func (s *Service) answerChallenge(ctx context.Context, row db.ChallengeOfRow, tokenHash []byte, code string) (*authv1.Tokens, error) {
+	tried, err := db.New(s.pool).ChallengeTry(ctx, db.ChallengeTryParams{TokenHash: tokenHash, Now: s.clock.Now(), MaxTries: challengeTries})
+	if err != nil {
+		return nil, fmt.Errorf("try challenge: %w", err)
 	}
+	if tried == 0 {
+		return nil, s.refused(ctx, auditEntry{action: auditLogIn, account: row.AccountID}, errChallengeInvalid)
+	}
+	proof := map[string]string{"by": byApp}
+	return s.admit(ctx, entrance{
+		accountID: row.AccountID, device: row.DeviceName, proof: proof, factorGiven: true,
+		check: func(ctx context.Context, queries *db.Queries, account db.AccountForLogInRow) (err error) {
+			of := recipient{row.AccountID, account.Username, account.Email}
+			if proof["by"], err = s.spendFactor(ctx, queries, of, code); err != nil {
+				return err
+			}
+			return useChallenge(ctx, queries, tokenHash)
+		},
+	})
+}
+
+// useChallenge spends a challenge, with the code that it asked for. A password that was changed meanwhile has taken
+// it away.
+func useChallenge(ctx context.Context, queries *db.Queries, tokenHash []byte) error {
 	used, err := queries.ChallengeUse(ctx, tokenHash)
 	if err != nil {
 		return fmt.Errorf("use challenge: %w", err)
@@ -111,16 +119,6 @@ func (s *Service) meetChallenge(ctx context.Context, queries *db.Queries, accoun
 		return errChallengeInvalid
 	}
 	return nil
-}
-
-// guessFactor checks and spends a code of somebody who is logged in, within the limits, in a transaction of its own.
-func (s *Service) guessFactor(ctx context.Context, action string, account uuid.UUID, code string) error {
-	err := s.guess(ctx, s.guessesAt(ctx, "factor", account), func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			return s.spendFactor(ctx, db.New(tx), account, code)
-		})
-	})
-	return s.refused(ctx, auditEntry{action: action, account: account}, err)
 }
 
 // GetSecondFactor implements the RPC.
@@ -137,8 +135,9 @@ func (s *Service) GetSecondFactor(ctx context.Context, _ *authv1.GetSecondFactor
 
 // EnrolSecondFactor implements the RPC.
 func (s *Service) EnrolSecondFactor(ctx context.Context, req *authv1.EnrolSecondFactorRequest) (*authv1.EnrolSecondFactorResponse, error) {
-	me := identity.From(ctx).UserID
-	checked, err := s.confirmPassword(ctx, auditFactorEnrolled, me, req.GetPassword())
+	caller := identity.From(ctx)
+	me := caller.UserID
+	checked, err := s.proveOwner(ctx, auditFactorEnrolled, caller, req.GetPassword())
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +146,7 @@ func (s *Service) EnrolSecondFactor(ctx context.Context, req *authv1.EnrolSecond
 		return nil, err
 	}
 	err = s.act(ctx, &auditEntry{action: auditFactorEnrolled, account: me}, func(queries *db.Queries, _ emitFunc) error {
-		if _, err := lockChecked(ctx, queries, me, checked); err != nil {
+		if _, err := s.lockChecked(ctx, queries, caller, checked); err != nil {
 			return err
 		}
 		enrolled, err := queries.SecondFactorEnrol(ctx, db.SecondFactorEnrolParams{
@@ -169,7 +168,8 @@ func (s *Service) EnrolSecondFactor(ctx context.Context, req *authv1.EnrolSecond
 
 // ConfirmSecondFactor implements the RPC.
 func (s *Service) ConfirmSecondFactor(ctx context.Context, req *authv1.ConfirmSecondFactorRequest) (*authv1.ConfirmSecondFactorResponse, error) {
-	me := identity.From(ctx).UserID
+	caller := identity.From(ctx)
+	me := caller.UserID
 	var row db.SecondFactorOfRow
 	var step int64
 	err := s.guess(ctx, s.guessesAt(ctx, "factor", me), func() (err error) {
@@ -180,8 +180,9 @@ func (s *Service) ConfirmSecondFactor(ctx context.Context, req *authv1.ConfirmSe
 		return nil, s.refused(ctx, auditEntry{action: auditFactorOn, account: me}, err)
 	}
 	res := &authv1.ConfirmSecondFactorResponse{}
-	err = s.act(ctx, &auditEntry{action: auditFactorOn, account: me}, func(queries *db.Queries, _ emitFunc) error {
-		account, err := lockAccount(ctx, queries, me)
+	// It ends a theft of the password: no thief's doings may stand before it.
+	err = s.act(ctx, &auditEntry{action: auditFactorOn, account: me, always: true}, func(queries *db.Queries, _ emitFunc) error {
+		account, err := s.lockOwn(ctx, queries, caller)
 		if err != nil {
 			return err
 		}
@@ -243,7 +244,6 @@ func (s *Service) DisableSecondFactor(ctx context.Context, req *authv1.DisableSe
 	if err != nil {
 		return nil, err
 	}
-	s.noticesWait()
 	return &authv1.DisableSecondFactorResponse{}, nil
 }
 
@@ -267,41 +267,51 @@ func (s *Service) RegenerateRecoveryCodes(ctx context.Context, req *authv1.Regen
 	return res, nil
 }
 
-// byProof changes the second factor of the caller, who proves to have the password and a code: of the app, for
+// byProof changes the second factor of the caller, who proves to be the owner and to have a code: of the app, for
 // recovery, or mailed for just this. The code is spent with the change.
 func (s *Service) byProof(
 	ctx context.Context, action string, p purpose, proof *authv1.SecondFactorProof, do func(queries *db.Queries, me recipient) error,
 ) error {
-	me := identity.From(ctx).UserID
-	checked, err := s.confirmPassword(ctx, action, me, proof.GetPassword())
+	caller := identity.From(ctx)
+	me := caller.UserID
+	checked, err := s.proveOwner(ctx, action, caller, proof.GetPassword())
 	if err != nil {
 		return err
 	}
 	if !checked.SecondFactor {
 		return errFactorOff
 	}
-	spend := func(queries *db.Queries) error { return s.spendFactor(ctx, queries, me, proof.GetCode()) }
+	entry := auditEntry{action: action, account: me, details: map[string]string{"by": byMailedCode}}
+	spend := func(queries *db.Queries, of recipient) (err error) {
+		entry.details["by"], err = s.spendFactor(ctx, queries, of, proof.GetCode())
+		return err
+	}
 	what := "factor"
 	if mailed := proof.GetMailedCode(); mailed != "" {
 		right, err := s.guessCode(ctx, action, p, mailed)
 		if err != nil {
 			return err
 		}
-		spend = func(queries *db.Queries) error { return right.spend(ctx, queries) }
+		spend = func(queries *db.Queries, of recipient) error { return right.spendAt(ctx, queries, of.email) }
 		what = "code"
 	}
-	return s.guess(ctx, s.guessesAt(ctx, what, me), func() error {
-		return s.act(ctx, &auditEntry{action: action, account: me}, func(queries *db.Queries, _ emitFunc) error {
-			row, err := lockChecked(ctx, queries, me, checked)
+	err = s.guess(ctx, s.guessesAt(ctx, what, me), func() error {
+		return s.act(ctx, &entry, func(queries *db.Queries, _ emitFunc) error {
+			row, err := s.lockChecked(ctx, queries, caller, checked)
 			if err != nil {
 				return err
 			}
-			if err := spend(queries); err != nil {
+			of := recipient{me, row.Username, row.Email}
+			if err := spend(queries, of); err != nil {
 				return err
 			}
-			return do(queries, recipient{me, row.Username, row.Email})
+			return do(queries, of)
 		})
 	})
+	if err == nil {
+		s.noticesWait()
+	}
+	return err
 }
 
 // actionPurposes are the codes that SendActionCode sends.

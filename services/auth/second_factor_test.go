@@ -3,6 +3,7 @@ package auth_test
 import (
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,7 +134,16 @@ func TestSecondFactor(t *testing.T) {
 	require.EqualValues(t, 9, state.GetRecoveryCodesLeft())
 	now.recorded(t, "session.second_factor_asked", "")
 	now.recorded(t, "session.started", "SECOND_FACTOR_INVALID")
-	require.Equal(t, "second factor", now.recorded(t, "session.started", "").GetDetails()["by"])
+	var by []string
+	for _, ev := range now.record(t) {
+		if ev.GetAction() == "session.started" && ev.GetReason() == "" {
+			by = append(by, ev.GetDetails()["by"])
+		}
+	}
+	require.Equal(t, []string{"recovery code", "second factor", "password"}, by, "the newest first")
+	told := h.Mail.Next("anna@example.org")
+	require.Contains(t, told.Subject, "recovery code")
+	require.Contains(t, told.Text, "left: 9")
 	now.recorded(t, "second_factor.on", "")
 }
 
@@ -148,6 +158,7 @@ func TestChallenges(t *testing.T) {
 	}
 	people := map[string]app{}
 	tokens := map[string]*someone{}
+	tokens["emil"] = newcomer(t, h, client, "emil")
 	for _, name := range []string{"anna", "berta", "cleo", "doro"} {
 		tokens[name] = newcomer(t, h, client, name)
 		people[name], _ = enrol(t, h, tokens[name])
@@ -159,29 +170,38 @@ func TestChallenges(t *testing.T) {
 		wrongFactor(t, complete(t, tried, wrongCode(people["anna"].code(t))))
 	}
 	invalidChallenge(t, complete(t, tried, people["anna"].next(t)))
+	tokens["anna"].recorded(t, "session.started", "CHALLENGE_INVALID")
 	// Another password takes the challenges away.
 	changed := challenged(t, client, "berta")
 	_, err := changePassword(t, tokens["berta"], password, nextPassword)
 	require.NoError(t, err)
 	invalidChallenge(t, complete(t, changed, people["berta"].next(t)))
 	// Of many at once with one code, one comes in.
-	code := people["cleo"].next(t)
-	challenges := []string{challenged(t, client, "cleo"), challenged(t, client, "cleo"), challenged(t, client, "cleo")}
-	errs := make([]error, len(challenges))
-	var group sync.WaitGroup
-	for i := range challenges {
-		group.Go(func() {
-			_, errs[i] = factor.CompleteLogIn(t.Context(), &authv1.CompleteLogInRequest{Challenge: challenges[i], Code: code})
-		})
-	}
-	group.Wait()
-	in := 0
-	for _, err := range errs {
-		if err == nil {
-			in++
+	challenges := func(t *testing.T, login string, n int) (all []string) {
+		t.Helper()
+		for range n {
+			all = append(all, challenged(t, client, login))
 		}
+		return all
 	}
-	require.Equal(t, 1, in, "%v", errs)
+	atOnce := func(challenges []string, code string) int {
+		var in atomic.Int32
+		var group sync.WaitGroup
+		for _, challenge := range challenges {
+			group.Go(func() {
+				_, err := factor.CompleteLogIn(t.Context(), &authv1.CompleteLogInRequest{Challenge: challenge, Code: code})
+				if err == nil {
+					in.Add(1)
+				}
+			})
+		}
+		group.Wait()
+		return int(in.Load())
+	}
+	require.Equal(t, 1, atOnce(challenges(t, "cleo", 3), people["cleo"].next(t)))
+	// A recovery code, too.
+	_, recovery := enrol(t, h, tokens["emil"])
+	require.Equal(t, 1, atOnce(challenges(t, "emil", 3), recovery[0]))
 	// Five minutes.
 	late := challenged(t, client, "doro")
 	h.Clock.Advance(5 * time.Minute)
@@ -254,6 +274,7 @@ func TestChangesOfTheSecondFactor(t *testing.T) {
 	fresh, err := regenerate(t, anna, proof(old[0]))
 	require.NoError(t, err)
 	require.Len(t, fresh, 10)
+	require.Contains(t, h.Mail.Next("anna@example.org").Subject, "recovery code")
 	wrongFactor(t, disable(t, anna, proof(old[1])))
 
 	// A mailed code is good for what it was asked for.

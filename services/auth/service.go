@@ -7,8 +7,8 @@
 // commit together. No session outlives the password, the role or the standing that it was begun with.
 //
 // It stores no password, no refresh token, no code and no unsealed key, and it never says whether an account
-// exists, except to somebody who tries to register its name. It never tells that an account is suspended or has a
-// second factor before its password was right.
+// exists, except to somebody who tries to register its name or, a few times, its address. It never tells that an
+// account is suspended or has a second factor before its password was right.
 package auth
 
 import (
@@ -63,6 +63,7 @@ type Service struct {
 	loginAddressLimit int
 	registerLimit     int
 	actionLimit       int
+	refreshLimit      int
 
 	codeSendLimit        int
 	codeSendAddressLimit int

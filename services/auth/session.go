@@ -115,6 +115,25 @@ func (s *Service) Refresh(ctx context.Context, req *authv1.RefreshRequest) (*aut
 	if !ok {
 		return nil, errRefreshInvalid
 	}
+	if s.refresh.issued(presented) {
+		// A client that refreshes without end writes a row each time.
+		limit := subject{key: "refresh:" + presented.sessionID.String(), limit: s.refreshLimit}
+		if err := s.attempts.count(ctx, limit); err != nil {
+			return nil, err
+		}
+		return s.refreshWith(ctx, presented)
+	}
+	// Not of our present key: an invention, which counts, or from before the key was exchanged.
+	var res *authv1.RefreshResponse
+	err := s.guess(ctx, s.addressSubject(ctx, "refresh", s.refreshLimit), func() (err error) {
+		res, err = s.refreshWith(ctx, presented)
+		return err
+	})
+	return res, err
+}
+
+// refreshWith does what a token of the right form asks for.
+func (s *Service) refreshWith(ctx context.Context, presented refreshToken) (*authv1.RefreshResponse, error) {
 	var (
 		outcome refreshOutcome
 		session session
@@ -225,13 +244,23 @@ func (s *Service) revoke(ctx context.Context, queries *db.Queries, sessionID uui
 	return true, emit(sessionRevoked(sessionID, accountID, now))
 }
 
-// revokeAll ends the sessions of an account, except one or, with the zero id, none. The caller holds the account's
+// revokeAll ends the sessions of an account, except one or, with the zero id, none, and what they had begun: log-ins
+// that wait for a second factor, codes for changes. The caller holds the account's
 // lock, which a log-in shares: no session is begun meanwhile.
 func (s *Service) revokeAll(ctx context.Context, queries *db.Queries, accountID, except uuid.UUID, emit emitFunc) (int32, error) {
 	now := s.clock.Now()
-	ids, err := queries.SessionRevokeAll(ctx, db.SessionRevokeAllParams{RevokedAt: now, AccountID: accountID, ExceptID: except})
+	rows, err := queries.SessionRevokeAll(ctx, db.SessionRevokeAllParams{RevokedAt: now, AccountID: accountID, ExceptID: except})
 	if err != nil {
 		return 0, fmt.Errorf("revoke sessions: %w", err)
+	}
+	var ids []uuid.UUID
+	for _, row := range rows {
+		if now.Before(row.IdleExpiresAt) { // of the others everybody knows
+			ids = append(ids, row.ID)
+		}
+	}
+	if err := queries.CodesDropOfSessions(ctx, db.CodesDropOfSessionsParams{AccountID: accountID, Kept: ownPurposes}); err != nil {
+		return 0, fmt.Errorf("drop codes: %w", err)
 	}
 	if err := queries.ChallengesDrop(ctx, accountID); err != nil {
 		return 0, fmt.Errorf("drop challenges: %w", err)

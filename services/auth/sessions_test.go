@@ -142,17 +142,91 @@ func TestSessionPages(t *testing.T) {
 	requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_PAGE_TOKEN_INVALID)
 }
 
-func TestActionsAreLimitedAndLoggingOutIsNot(t *testing.T) {
+// What one session does is limited. It stops neither its log-out nor anybody else, least of all what ends a theft.
+func TestActionsAreLimitedBySession(t *testing.T) {
+	t.Parallel()
+	h, client := withMail(t, "PARLEY_AUTH_ACTION_LIMIT=5")
+	stolen := newcomer(t, h, client, "anna")
+	mailedCode(t, h, "anna@example.org")
+	rename := func(p *someone) error {
+		_, err := p.sessions.RenameSession(t.Context(), &authv1.RenameSessionRequest{SessionId: p.tokens.GetSessionId(), DeviceName: "phone"})
+		return err
+	}
+	limitedAfterFive(t, fine, func() error { return rename(stolen) })
+	owner := again(t, h, client, "anna", password)
+	require.NoError(t, rename(owner))
+	_, err := stolen.account.RequestPasswordReset(t.Context(), &authv1.RequestPasswordResetRequest{Login: "anna"})
+	require.NoError(t, err)
+	reset := &authv1.ResetPasswordRequest{Login: "anna", Code: mailedCode(t, h, "anna@example.org"), NewPassword: nextPassword}
+	_, err = stolen.account.ResetPassword(t.Context(), reset)
+	require.NoError(t, err)
+	stolen.ended(t)
+
+	busy := again(t, h, client, "anna", nextPassword)
+	limitedAfterFive(t, fine, func() error { return rename(busy) })
+	_, err = changePassword(t, busy, nextPassword, password)
+	require.NoError(t, err, "what ends a theft is not limited")
+	_, err = busy.sessions.RevokeAllSessions(t.Context(), &authv1.RevokeAllSessionsRequest{})
+	require.NoError(t, err)
+	busy.ended(t)
+}
+
+// Somebody who has the password and not the second factor keeps its owner from nothing.
+func TestLogInsThatSucceedAreLimitedByAddress(t *testing.T) {
 	t.Parallel()
 	h, client := start(t, "PARLEY_AUTH_ACTION_LIMIT=5")
+	enrol(t, h, newcomer(t, h, client, "anna"))
+	asked := func(address string) error {
+		_, err := logIn(from(t, address), client, "anna", password)
+		return err
+	}
+	needsFactor := func(t *testing.T, err error) {
+		t.Helper()
+		requireReason(t, err, connect.CodeFailedPrecondition, errorv1.Reason_REASON_SECOND_FACTOR_REQUIRED)
+	}
+	limitedAfterFive(t, needsFactor, func() error { return asked("203.0.113.66") })
+	needsFactor(t, asked("198.51.100.1"))
+}
+
+func TestSessionsBeyondTheLimitAreInTheRecord(t *testing.T) {
+	t.Parallel()
+	h, client := start(t, "PARLEY_AUTH_SESSIONS_PER_ACCOUNT=1")
+	first := newcomer(t, h, client, "anna")
+	h.Clock.Advance(time.Second)
+	second := again(t, h, client, "anna", password)
+	dropped := second.recorded(t, "session.ended", "")
+	require.Equal(t, authv1.AuditActor_AUDIT_ACTOR_SYSTEM, dropped.GetActor())
+	require.Equal(t, first.tokens.GetSessionId(), dropped.GetSessionId())
+	require.Equal(t, "too many sessions", dropped.GetDetails()["by"])
+}
+
+func TestRefreshIsLimited(t *testing.T) {
+	t.Parallel()
+	h, client := start(t, "PARLEY_AUTH_REFRESH_LIMIT=5")
 	anna := newcomer(t, h, client, "anna")
-	limitedAfterFive(t, fine, func() error {
-		_, err := anna.sessions.RenameSession(t.Context(), &authv1.RenameSessionRequest{SessionId: anna.tokens.GetSessionId(), DeviceName: "phone"})
+	token := anna.tokens.GetRefreshToken()
+	again := func() error {
+		tokens, err := refresh(t.Context(), client, token)
+		if err == nil {
+			token = tokens.GetRefreshToken()
+		}
+		return err
+	}
+	limitedAfterFive(t, fine, again)
+	_, err := refresh(t.Context(), client, newcomer(t, h, client, "berta").tokens.GetRefreshToken())
+	require.NoError(t, err, "another session goes on")
+	h.Clock.Advance(attemptWindow)
+	require.NoError(t, again())
+
+	// What we never issued counts by where it comes from.
+	invented := anna.tokens.GetRefreshToken()
+	invented = invented[:40] + flip(invented[40:41]) + invented[41:]
+	invalid := func(t *testing.T, err error) {
+		t.Helper()
+		requireReason(t, err, connect.CodeUnauthenticated, errorv1.Reason_REASON_REFRESH_TOKEN_INVALID)
+	}
+	limitedAfterFive(t, invalid, func() error {
+		_, err := refresh(from(t, "203.0.113.5"), client, invented)
 		return err
 	})
-	_, err := logIn(t.Context(), client, "anna", password)
-	requireReason(t, err, connect.CodeResourceExhausted, errorv1.Reason_REASON_RATE_LIMITED)
-	_, err = anna.sessions.RevokeAllSessions(t.Context(), &authv1.RevokeAllSessionsRequest{})
-	require.NoError(t, err)
-	anna.ended(t)
 }

@@ -31,12 +31,14 @@ type settings struct {
 	KeyRotation     time.Duration `env:"KEY_ROTATION" default:"720h" min:"2h" max:"8784h" doc:"How long a key signs access tokens."`
 
 	LoginLimit        int `env:"LOGIN_LIMIT" default:"5" min:"0" max:"1000" doc:"Failed log ins per 15 minutes and account name; as many failures of passwords, codes and second factors of an account; 0: no limit."`
-	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"The same per client address; 0: no limit."`
+	LoginAddressLimit int `env:"LOGIN_ADDRESS_LIMIT" default:"5" min:"0" max:"100000" doc:"The same per client address; as many registrations there that meet a taken e-mail address; 0: no limit."`
 	RegisterLimit     int `env:"REGISTER_LIMIT" default:"100" min:"0" max:"100000" doc:"Registrations per 15 minutes and client address; 0: no limit."`
 
-	ActionLimit int `env:"ACTION_LIMIT" default:"300" min:"0" max:"100000" doc:"Log ins that succeed, and changes that people make to their own account, per 15 minutes and account; 0: no limit. Logging out is never limited."`
+	ActionLimit int `env:"ACTION_LIMIT" default:"300" min:"0" max:"100000" doc:"Changes that people make to their own account, per 15 minutes and session; log ins that succeed, per account and client address; 0: no limit. Logging out, and what ends a theft, is never limited."`
+	// RefreshLimit: a device in use refreshes about twice in 15 minutes, and once more per lost answer.
+	RefreshLimit int `env:"REFRESH_LIMIT" default:"60" min:"0" max:"100000" doc:"Refreshes per 15 minutes and session; as many of tokens that are not ours per client address; 0: no limit."`
 
-	CodeSendLimit        int `env:"CODE_SEND_LIMIT" default:"5" min:"1" max:"1000" doc:"Mails with a code per 15 minutes, kind and account, and to one mailbox."`
+	CodeSendLimit        int `env:"CODE_SEND_LIMIT" default:"5" min:"1" max:"1000" doc:"Mails with a code per 15 minutes and kind, for one account and to one mailbox."`
 	CodeSendAddressLimit int `env:"CODE_SEND_ADDRESS_LIMIT" default:"20" min:"0" max:"100000" doc:"Mails with a code per 15 minutes and client address; 0: no limit."`
 
 	SessionsPerAccount int           `env:"SESSIONS_PER_ACCOUNT" default:"50" min:"1" max:"1000" doc:"Live sessions of an account; the next log in ends the one used least recently."`

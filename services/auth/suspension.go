@@ -41,13 +41,13 @@ func (s *Service) SuspendAccount(ctx context.Context, req *authv1.SuspendAccount
 	entry := auditEntry{action: auditSuspended, details: map[string]string{"note": req.GetNote()}}
 	if req.GetUntil() != nil {
 		end := req.GetUntil().AsTime().Truncate(time.Microsecond) // what the column keeps
-		if !req.GetUntil().IsValid() || !end.After(s.clock.Now()) {
-			return nil, errUntilPast
-		}
 		until, entry.details["until"] = &end, end.Format(time.RFC3339)
 	}
 	err := s.onAccount(ctx, &entry, req.GetUserId(), func(queries *db.Queries, target uuid.UUID, row db.AccountForChangeRow, emit emitFunc) error {
 		now := s.clock.Now().Truncate(time.Microsecond)
+		if until != nil && (!req.GetUntil().IsValid() || !until.After(now)) {
+			return errUntilPast
+		}
 		if suspended(now, row.SuspendedAt, row.SuspendedUntil) && sameTime(row.SuspendedUntil, until) && row.SuspensionNote == req.GetNote() {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/pquerna/otp/hotp"
 	"github.com/pquerna/otp/totp"
 
+	"github.com/parleychat/parley/pkg/mail"
 	"github.com/parleychat/parley/services/auth/internal/db"
 )
 
@@ -83,43 +85,69 @@ func tidyCode(code string) string {
 	return strings.ToLower(strings.NewReplacer(" ", "", "-", "").Replace(code))
 }
 
+// What a second factor was proved by, for the record.
+const (
+	byApp          = "second factor"
+	byRecoveryCode = "recovery code"
+	byMailedCode   = "mailed code"
+)
+
 // spendFactor checks a code of the app or a recovery code of an account, and spends it, in the transaction of what
-// it was asked for. SECOND_FACTOR_INVALID for one that is wrong or spent.
-func (s *Service) spendFactor(ctx context.Context, queries *db.Queries, account uuid.UUID, code string) error {
-	row, err := queries.SecondFactorOf(ctx, account)
+// it was asked for. It tells which it was. SECOND_FACTOR_INVALID for one that is wrong or spent.
+func (s *Service) spendFactor(ctx context.Context, queries *db.Queries, of recipient, code string) (by string, err error) {
+	row, err := queries.SecondFactorOf(ctx, of.id)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && row.ConfirmedAt == nil {
-		return errFactorInvalid // it was turned off meanwhile
+		return byApp, errFactorInvalid // it was turned off meanwhile
 	}
 	if err != nil {
-		return fmt.Errorf("select second factor: %w", err)
+		return "", fmt.Errorf("select second factor: %w", err)
 	}
-	spent, code := int64(0), tidyCode(code)
+	code = tidyCode(code)
 	if len(code) == totpDigits.Length() {
-		secret, err := s.factors.open(account, row.SealedSecret)
-		if err != nil {
-			return err
-		}
-		step, ok, err := matchStep(secret, code, s.clock.Now())
-		if err != nil {
-			return err
-		}
-		if ok {
-			// A step is spent with all before it: a code that was looked at is of no use after its owner's.
-			spent, err = queries.SecondFactorSpend(ctx, db.SecondFactorSpendParams{Step: step, AccountID: account})
-			if err != nil {
-				return fmt.Errorf("spend a step: %w", err)
-			}
-		}
-	} else {
-		spent, err = queries.RecoveryCodeUse(ctx, db.RecoveryCodeUseParams{AccountID: account, CodeHash: s.recoveryHash(account, code)})
-		if err != nil {
-			return fmt.Errorf("use a recovery code: %w", err)
-		}
+		return byApp, s.spendStep(ctx, queries, of.id, row.SealedSecret, code)
+	}
+	return byRecoveryCode, s.spendRecoveryCode(ctx, queries, of, code)
+}
+
+func (s *Service) spendStep(ctx context.Context, queries *db.Queries, account uuid.UUID, sealed []byte, code string) error {
+	secret, err := s.factors.open(account, sealed)
+	if err != nil {
+		return err
+	}
+	step, ok, err := matchStep(secret, code, s.clock.Now())
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errFactorInvalid
+	}
+	// A step is spent with all before it: a code that was looked at is of no use after its owner's.
+	spent, err := queries.SecondFactorSpend(ctx, db.SecondFactorSpendParams{Step: step, AccountID: account})
+	if err != nil {
+		return fmt.Errorf("spend a step: %w", err)
 	}
 	if spent == 0 {
 		return errFactorInvalid
 	}
 	return nil
+}
+
+// spendRecoveryCode tells the person by mail: such codes lie in a drawer, and their use is rare or a theft.
+func (s *Service) spendRecoveryCode(ctx context.Context, queries *db.Queries, of recipient, code string) error {
+	spent, err := queries.RecoveryCodeUse(ctx, db.RecoveryCodeUseParams{AccountID: of.id, CodeHash: s.recoveryHash(of.id, code)})
+	if err != nil {
+		return fmt.Errorf("use a recovery code: %w", err)
+	}
+	if spent == 0 {
+		return errFactorInvalid
+	}
+	left, err := queries.RecoveryCodesLeft(ctx, of.id)
+	if err != nil {
+		return fmt.Errorf("count recovery codes: %w", err)
+	}
+	data := s.callOrigin(ctx)
+	data["left"] = strconv.Itoa(int(left))
+	return s.notice(ctx, queries, of, mail.RecoveryCodeUsed, data)
 }
 
 // newRecoveryCodes replaces the recovery codes of an account and returns them, this once.

@@ -9,7 +9,7 @@ SELECT id, password_hash, password_changed_at FROM account WHERE username_key = 
 -- Shared with other log-ins, against whoever changes the account: a session that begins is either seen by a
 -- change of password, role or suspension, or sees it.
 -- name: AccountForLogIn :one
-SELECT role, password_changed_at, suspended_at, suspended_until FROM account WHERE id = @id FOR SHARE;
+SELECT username, email, role, password_changed_at, suspended_at, suspended_until FROM account WHERE id = @id FOR SHARE;
 
 -- name: AccountOwn :one
 SELECT username, email, email_verified_at, role, password_hash, created_at, password_changed_at,

@@ -7,6 +7,9 @@ FROM account WHERE id = sqlc.narg(id)::uuid OR username_key = sqlc.narg(username
 -- name: AdminsLocked :many
 SELECT id, suspended_at, suspended_until FROM account WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE;
 
+-- name: AdminsLeft :one
+SELECT count(*) FROM account WHERE role = 'admin';
+
 -- name: AccountIsAdmin :one
 SELECT EXISTS (
     SELECT FROM account

@@ -1,10 +1,12 @@
--- The newest replaces the one before: one live code per purpose.
--- name: CodePut :exec
+-- The newest replaces the one before: one live code per purpose. No row: the one before was made after keep_after, and
+-- can still be tried.
+-- name: CodePut :execrows
 INSERT INTO one_time_code (account_id, purpose, id, code_hash, email, tries, created_at, expires_at)
 VALUES (@account_id, @purpose, @id, @code_hash, @email, 0, @created_at, @expires_at)
 ON CONFLICT (account_id, purpose) DO UPDATE
 SET id = excluded.id, code_hash = excluded.code_hash, email = excluded.email, tries = 0,
-    created_at = excluded.created_at, expires_at = excluded.expires_at;
+    created_at = excluded.created_at, expires_at = excluded.expires_at
+WHERE one_time_code.created_at <= @keep_after OR one_time_code.tries >= @max_tries;
 
 -- Takes a try, if the code has one left, before anything is compared. No row: there is nothing to compare with.
 -- name: CodeTry :one
@@ -18,6 +20,11 @@ DELETE FROM one_time_code WHERE account_id = @account_id AND purpose = @purpose 
 
 -- name: CodesDrop :exec
 DELETE FROM one_time_code WHERE account_id = @account_id;
+
+-- What a session has asked for and not finished. The codes of the account itself stay: they let nobody in
+-- who has not got the mailbox.
+-- name: CodesDropOfSessions :exec
+DELETE FROM one_time_code WHERE account_id = @account_id AND purpose <> ALL(@kept::text[]);
 
 -- name: CodesPrune :execrows
 DELETE FROM one_time_code WHERE (account_id, purpose) IN (

@@ -33,7 +33,7 @@ SELECT account_id FROM oauth_identity WHERE issuer = @issuer AND subject = @subj
 
 -- Under the account's lock: no row if the identity was unlinked meanwhile.
 -- name: IdentityUse :execrows
-UPDATE oauth_identity SET last_used_at = @used_at::timestamptz, email = @email
+UPDATE oauth_identity SET last_used_at = @used_at::timestamptz, email = coalesce(nullif(@email, ''), email)
 WHERE issuer = @issuer AND subject = @subject AND account_id = @account_id;
 
 -- name: IdentityDelete :one
@@ -41,6 +41,9 @@ DELETE FROM oauth_identity WHERE id = @id AND account_id = @account_id RETURNING
 
 -- name: IdentityList :many
 SELECT id, provider, email, linked_at, last_used_at FROM oauth_identity WHERE account_id = @account_id ORDER BY linked_at, id;
+
+-- name: IdentitiesDrop :many
+DELETE FROM oauth_identity WHERE account_id = @account_id RETURNING provider;
 
 -- Whether the account has a password, or an identity of a provider that is still there.
 -- name: AccountCanLogIn :one

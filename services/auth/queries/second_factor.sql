@@ -25,6 +25,9 @@ WHERE account_id = @account_id AND confirmed_at IS NULL AND sealed_secret = @sea
 -- name: SecondFactorDelete :execrows
 DELETE FROM second_factor WHERE account_id = @account_id AND confirmed_at IS NOT NULL;
 
+-- name: RecoveryCodesLeft :one
+SELECT count(*)::int FROM recovery_code WHERE account_id = @account_id;
+
 -- name: RecoveryCodesPut :exec
 INSERT INTO recovery_code (account_id, code_hash)
 SELECT @account_id, unnest(@code_hashes::bytea[]);

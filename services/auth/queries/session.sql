@@ -42,18 +42,23 @@ UPDATE session SET device_name = @device_name WHERE id = @id AND account_id = @a
 -- name: SessionBelongs :one
 SELECT EXISTS (SELECT FROM session WHERE id = @id AND account_id = @account_id);
 
--- All of an account except one, which may be nobody's (the zero id).
+-- All of an account except one, which may be nobody's (the zero id). Those that have idled out too: a refresh that
+-- began before may be about to bring one back.
 -- name: SessionRevokeAll :many
 UPDATE session SET revoked_at = @revoked_at::timestamptz
-WHERE account_id = @account_id AND id <> @except_id AND revoked_at IS NULL AND idle_expires_at > @revoked_at::timestamptz
-RETURNING id;
+WHERE account_id = @account_id AND id <> @except_id AND revoked_at IS NULL
+RETURNING id, idle_expires_at;
 
--- The live sessions beyond the number that an account may have, the ones used last being kept.
+-- The live sessions beyond the number that an account may have, the ones used last being kept. Locked in one order:
+-- log-ins that drop several at once take turns.
 -- name: SessionRevokeExcess :many
-UPDATE session SET revoked_at = @revoked_at::timestamptz
-WHERE id IN (
+WITH excess AS (
     SELECT s.id FROM session s
     WHERE s.account_id = @account_id AND s.revoked_at IS NULL AND s.idle_expires_at > @revoked_at::timestamptz
-    ORDER BY s.rotated_at DESC, s.id DESC OFFSET @keep)
-  AND revoked_at IS NULL
+    ORDER BY s.rotated_at DESC, s.id DESC OFFSET @keep
+), locked AS (
+    SELECT s.id FROM session s WHERE s.id IN (SELECT id FROM excess) ORDER BY s.id FOR NO KEY UPDATE
+)
+UPDATE session SET revoked_at = @revoked_at::timestamptz
+WHERE id IN (SELECT id FROM locked) AND revoked_at IS NULL
 RETURNING id;

@@ -115,10 +115,12 @@ func (q *Queries) AccountForChange(ctx context.Context, id uuid.UUID) (AccountFo
 }
 
 const accountForLogIn = `-- name: AccountForLogIn :one
-SELECT role, password_changed_at, suspended_at, suspended_until FROM account WHERE id = $1 FOR SHARE
+SELECT username, email, role, password_changed_at, suspended_at, suspended_until FROM account WHERE id = $1 FOR SHARE
 `
 
 type AccountForLogInRow struct {
+	Username          string
+	Email             string
 	Role              string
 	PasswordChangedAt *time.Time
 	SuspendedAt       *time.Time
@@ -131,6 +133,8 @@ func (q *Queries) AccountForLogIn(ctx context.Context, id uuid.UUID) (AccountFor
 	row := q.db.QueryRow(ctx, accountForLogIn, id)
 	var i AccountForLogInRow
 	err := row.Scan(
+		&i.Username,
+		&i.Email,
 		&i.Role,
 		&i.PasswordChangedAt,
 		&i.SuspendedAt,

@@ -163,6 +163,17 @@ func (q *Queries) AccountsUnsuspendDue(ctx context.Context, arg AccountsUnsuspen
 	return items, nil
 }
 
+const adminsLeft = `-- name: AdminsLeft :one
+SELECT count(*) FROM account WHERE role = 'admin'
+`
+
+func (q *Queries) AdminsLeft(ctx context.Context) (int64, error) {
+	row := q.db.QueryRow(ctx, adminsLeft)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const adminsLocked = `-- name: AdminsLocked :many
 SELECT id, suspended_at, suspended_until FROM account WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE
 `

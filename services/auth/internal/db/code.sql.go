@@ -12,12 +12,13 @@ import (
 	"github.com/google/uuid"
 )
 
-const codePut = `-- name: CodePut :exec
+const codePut = `-- name: CodePut :execrows
 INSERT INTO one_time_code (account_id, purpose, id, code_hash, email, tries, created_at, expires_at)
 VALUES ($1, $2, $3, $4, $5, 0, $6, $7)
 ON CONFLICT (account_id, purpose) DO UPDATE
 SET id = excluded.id, code_hash = excluded.code_hash, email = excluded.email, tries = 0,
     created_at = excluded.created_at, expires_at = excluded.expires_at
+WHERE one_time_code.created_at <= $8 OR one_time_code.tries >= $9
 `
 
 type CodePutParams struct {
@@ -28,11 +29,14 @@ type CodePutParams struct {
 	Email     string
 	CreatedAt time.Time
 	ExpiresAt time.Time
+	KeepAfter time.Time
+	MaxTries  int32
 }
 
-// The newest replaces the one before: one live code per purpose.
-func (q *Queries) CodePut(ctx context.Context, arg CodePutParams) error {
-	_, err := q.db.Exec(ctx, codePut,
+// The newest replaces the one before: one live code per purpose. No row: the one before was made after keep_after, and
+// can still be tried.
+func (q *Queries) CodePut(ctx context.Context, arg CodePutParams) (int64, error) {
+	result, err := q.db.Exec(ctx, codePut,
 		arg.AccountID,
 		arg.Purpose,
 		arg.ID,
@@ -40,8 +44,13 @@ func (q *Queries) CodePut(ctx context.Context, arg CodePutParams) error {
 		arg.Email,
 		arg.CreatedAt,
 		arg.ExpiresAt,
+		arg.KeepAfter,
+		arg.MaxTries,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const codeTry = `-- name: CodeTry :one
@@ -101,6 +110,22 @@ DELETE FROM one_time_code WHERE account_id = $1
 
 func (q *Queries) CodesDrop(ctx context.Context, accountID uuid.UUID) error {
 	_, err := q.db.Exec(ctx, codesDrop, accountID)
+	return err
+}
+
+const codesDropOfSessions = `-- name: CodesDropOfSessions :exec
+DELETE FROM one_time_code WHERE account_id = $1 AND purpose <> ALL($2::text[])
+`
+
+type CodesDropOfSessionsParams struct {
+	AccountID uuid.UUID
+	Kept      []string
+}
+
+// What a session has asked for and not finished. The codes of the account itself stay: they let nobody in
+// who has not got the mailbox.
+func (q *Queries) CodesDropOfSessions(ctx context.Context, arg CodesDropOfSessionsParams) error {
+	_, err := q.db.Exec(ctx, codesDropOfSessions, arg.AccountID, arg.Kept)
 	return err
 }
 

@@ -22,16 +22,16 @@ func (q *Queries) AccountErase(ctx context.Context, id uuid.UUID) error {
 }
 
 const accountLockForErase = `-- name: AccountLockForErase :one
-SELECT id FROM account WHERE id = $1 FOR UPDATE
+SELECT role FROM account WHERE id = $1 FOR UPDATE
 `
 
 // Log-ins share a lock on the account before they begin a session: they are over
 // when this one is taken, or find no account.
-func (q *Queries) AccountLockForErase(ctx context.Context, id uuid.UUID) (uuid.UUID, error) {
+func (q *Queries) AccountLockForErase(ctx context.Context, id uuid.UUID) (string, error) {
 	row := q.db.QueryRow(ctx, accountLockForErase, id)
-	var id_2 uuid.UUID
-	err := row.Scan(&id_2)
-	return id_2, err
+	var role string
+	err := row.Scan(&role)
+	return role, err
 }
 
 const auditForget = `-- name: AuditForget :exec
@@ -52,5 +52,15 @@ WHERE actor_id = $1::uuid AND actor = 'admin'
 
 func (q *Queries) AuditForgetAdmin(ctx context.Context, id uuid.UUID) error {
 	_, err := q.db.Exec(ctx, auditForgetAdmin, id)
+	return err
+}
+
+const auditForgetBearer = `-- name: AuditForgetBearer :exec
+UPDATE audit SET actor_id = NULL WHERE actor_id = $1::uuid AND actor = 'anonymous'
+`
+
+// Entries about others that were made with the person's token: the origin is for those to know, the person is not.
+func (q *Queries) AuditForgetBearer(ctx context.Context, id uuid.UUID) error {
+	_, err := q.db.Exec(ctx, auditForgetBearer, id)
 	return err
 }

@@ -42,6 +42,30 @@ func (q *Queries) EmailOwned(ctx context.Context, emailKey string) (bool, error)
 	return exists, err
 }
 
+const identitiesDrop = `-- name: IdentitiesDrop :many
+DELETE FROM oauth_identity WHERE account_id = $1 RETURNING provider
+`
+
+func (q *Queries) IdentitiesDrop(ctx context.Context, accountID uuid.UUID) ([]string, error) {
+	rows, err := q.db.Query(ctx, identitiesDrop, accountID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var provider string
+		if err := rows.Scan(&provider); err != nil {
+			return nil, err
+		}
+		items = append(items, provider)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const identityCreate = `-- name: IdentityCreate :exec
 INSERT INTO oauth_identity (id, account_id, provider, issuer, subject, email, linked_at, last_used_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -143,13 +167,13 @@ func (q *Queries) IdentityOwner(ctx context.Context, arg IdentityOwnerParams) (u
 }
 
 const identityUse = `-- name: IdentityUse :execrows
-UPDATE oauth_identity SET last_used_at = $1::timestamptz, email = $2
+UPDATE oauth_identity SET last_used_at = $1::timestamptz, email = coalesce(nullif($2, ''), email)
 WHERE issuer = $3 AND subject = $4 AND account_id = $5
 `
 
 type IdentityUseParams struct {
 	UsedAt    time.Time
-	Email     string
+	Email     interface{}
 	Issuer    string
 	Subject   string
 	AccountID uuid.UUID

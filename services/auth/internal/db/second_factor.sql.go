@@ -160,6 +160,17 @@ func (q *Queries) RecoveryCodesDelete(ctx context.Context, accountID uuid.UUID) 
 	return err
 }
 
+const recoveryCodesLeft = `-- name: RecoveryCodesLeft :one
+SELECT count(*)::int FROM recovery_code WHERE account_id = $1
+`
+
+func (q *Queries) RecoveryCodesLeft(ctx context.Context, accountID uuid.UUID) (int32, error) {
+	row := q.db.QueryRow(ctx, recoveryCodesLeft, accountID)
+	var column_1 int32
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
 const recoveryCodesPut = `-- name: RecoveryCodesPut :exec
 INSERT INTO recovery_code (account_id, code_hash)
 SELECT $1, unnest($2::bytea[])

@@ -220,8 +220,8 @@ func (q *Queries) SessionRevoke(ctx context.Context, arg SessionRevokeParams) (u
 
 const sessionRevokeAll = `-- name: SessionRevokeAll :many
 UPDATE session SET revoked_at = $1::timestamptz
-WHERE account_id = $2 AND id <> $3 AND revoked_at IS NULL AND idle_expires_at > $1::timestamptz
-RETURNING id
+WHERE account_id = $2 AND id <> $3 AND revoked_at IS NULL
+RETURNING id, idle_expires_at
 `
 
 type SessionRevokeAllParams struct {
@@ -230,20 +230,26 @@ type SessionRevokeAllParams struct {
 	ExceptID  uuid.UUID
 }
 
-// All of an account except one, which may be nobody's (the zero id).
-func (q *Queries) SessionRevokeAll(ctx context.Context, arg SessionRevokeAllParams) ([]uuid.UUID, error) {
+type SessionRevokeAllRow struct {
+	ID            uuid.UUID
+	IdleExpiresAt time.Time
+}
+
+// All of an account except one, which may be nobody's (the zero id). Those that have idled out too: a refresh that
+// began before may be about to bring one back.
+func (q *Queries) SessionRevokeAll(ctx context.Context, arg SessionRevokeAllParams) ([]SessionRevokeAllRow, error) {
 	rows, err := q.db.Query(ctx, sessionRevokeAll, arg.RevokedAt, arg.AccountID, arg.ExceptID)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []uuid.UUID{}
+	items := []SessionRevokeAllRow{}
 	for rows.Next() {
-		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
+		var i SessionRevokeAllRow
+		if err := rows.Scan(&i.ID, &i.IdleExpiresAt); err != nil {
 			return nil, err
 		}
-		items = append(items, id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -252,12 +258,15 @@ func (q *Queries) SessionRevokeAll(ctx context.Context, arg SessionRevokeAllPara
 }
 
 const sessionRevokeExcess = `-- name: SessionRevokeExcess :many
-UPDATE session SET revoked_at = $1::timestamptz
-WHERE id IN (
+WITH excess AS (
     SELECT s.id FROM session s
     WHERE s.account_id = $2 AND s.revoked_at IS NULL AND s.idle_expires_at > $1::timestamptz
-    ORDER BY s.rotated_at DESC, s.id DESC OFFSET $3)
-  AND revoked_at IS NULL
+    ORDER BY s.rotated_at DESC, s.id DESC OFFSET $3
+), locked AS (
+    SELECT s.id FROM session s WHERE s.id IN (SELECT id FROM excess) ORDER BY s.id FOR NO KEY UPDATE
+)
+UPDATE session SET revoked_at = $1::timestamptz
+WHERE id IN (SELECT id FROM locked) AND revoked_at IS NULL
 RETURNING id
 `
 
@@ -267,7 +276,8 @@ type SessionRevokeExcessParams struct {
 	Keep      int32
 }
 
-// The live sessions beyond the number that an account may have, the ones used last being kept.
+// The live sessions beyond the number that an account may have, the ones used last being kept. Locked in one order:
+// log-ins that drop several at once take turns.
 func (q *Queries) SessionRevokeExcess(ctx context.Context, arg SessionRevokeExcessParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, sessionRevokeExcess, arg.RevokedAt, arg.AccountID, arg.Keep)
 	if err != nil {

@@ -475,9 +475,10 @@ func (x *ChangePasswordResponse) GetRevokedSessions() int32 {
 
 // StartEmailChangeRequest proves who asks and names the address.
 type StartEmailChangeRequest struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Password string                 `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
-	NewEmail string                 `protobuf:"bytes,2,opt,name=new_email,json=newEmail,proto3" json:"new_email,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ignored if the account has none.
+	Password string `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
+	NewEmail string `protobuf:"bytes,2,opt,name=new_email,json=newEmail,proto3" json:"new_email,omitempty"`
 	// A code of the second factor or a recovery code, if the account has one;
 	// ignored otherwise.
 	SecondFactorCode string `protobuf:"bytes,3,opt,name=second_factor_code,json=secondFactorCode,proto3" json:"second_factor_code,omitempty"`
@@ -1072,10 +1073,9 @@ const file_parley_auth_v1_account_proto_rawDesc = "" +
 	"\fnew_password\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\b\x18\x80\x02R\vnewPassword\"C\n" +
 	"\x16ChangePasswordResponse\x12)\n" +
-	"\x10revoked_sessions\x18\x01 \x01(\x05R\x0frevokedSessions\"\xa1\x01\n" +
-	"\x17StartEmailChangeRequest\x12&\n" +
-	"\bpassword\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bpassword\x12'\n" +
+	"\x10revoked_sessions\x18\x01 \x01(\x05R\x0frevokedSessions\"\x9f\x01\n" +
+	"\x17StartEmailChangeRequest\x12$\n" +
+	"\bpassword\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\bpassword\x12'\n" +
 	"\tnew_email\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x18\xfe\x01`\x01R\bnewEmail\x125\n" +
 	"\x12second_factor_code\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18 R\x10secondFactorCode\"\x1a\n" +

@@ -77,7 +77,7 @@ type AuditActor int32
 
 const (
 	AuditActor_AUDIT_ACTOR_UNSPECIFIED AuditActor = 0
-	// Nobody who was logged in, for example whoever tried to.
+	// Nobody who was logged in to the account, for example whoever tried to.
 	AuditActor_AUDIT_ACTOR_ANONYMOUS AuditActor = 1
 	// The person whose account it is.
 	AuditActor_AUDIT_ACTOR_SELF  AuditActor = 2
@@ -150,7 +150,9 @@ type AuditEvent struct {
 	// Why it was refused: a name of parley.error.v1.Reason without its prefix.
 	Reason string     `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	Actor  AuditActor `protobuf:"varint,7,opt,name=actor,proto3,enum=parley.auth.v1.AuditActor" json:"actor,omitempty"`
-	// Who acted, for admins; a person sees only their own id here.
+	// Who acted, for admins; a person sees only their own id here. With
+	// AUDIT_ACTOR_ANONYMOUS: whose token the call carried, if that was another
+	// account's.
 	ActorId string `protobuf:"bytes,8,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The session that the call was made with, or that began.
 	SessionId string `protobuf:"bytes,9,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`

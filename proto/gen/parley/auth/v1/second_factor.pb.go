@@ -117,8 +117,9 @@ func (x *GetSecondFactorResponse) GetRecoveryCodesLeft() int32 {
 
 // EnrolSecondFactorRequest proves who asks.
 type EnrolSecondFactorRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Password      string                 `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ignored if the account has none.
+	Password      string `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -307,8 +308,9 @@ func (x *ConfirmSecondFactorResponse) GetRecoveryCodes() []string {
 
 // SecondFactorProof proves who asks for a change of the second factor.
 type SecondFactorProof struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Password string                 `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ignored if the account has none.
+	Password string `protobuf:"bytes,1,opt,name=password,proto3" json:"password,omitempty"`
 	// Types that are valid to be assigned to Factor:
 	//
 	//	*SecondFactorProof_Code
@@ -686,10 +688,9 @@ const file_parley_auth_v1_second_factor_proto_rawDesc = "" +
 	"\x16GetSecondFactorRequest\"\x80\x01\n" +
 	"\x17GetSecondFactorResponse\x125\n" +
 	"\bon_since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\aonSince\x12.\n" +
-	"\x13recovery_codes_left\x18\x02 \x01(\x05R\x11recoveryCodesLeft\"B\n" +
-	"\x18EnrolSecondFactorRequest\x12&\n" +
-	"\bpassword\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bpassword\"E\n" +
+	"\x13recovery_codes_left\x18\x02 \x01(\x05R\x11recoveryCodesLeft\"@\n" +
+	"\x18EnrolSecondFactorRequest\x12$\n" +
+	"\bpassword\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\bpassword\"E\n" +
 	"\x19EnrolSecondFactorResponse\x12\x16\n" +
 	"\x06secret\x18\x01 \x01(\tR\x06secret\x12\x10\n" +
 	"\x03uri\x18\x02 \x01(\tR\x03uri\"C\n" +
@@ -697,10 +698,9 @@ const file_parley_auth_v1_second_factor_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\tB\x11\xbaH\x0er\f2\n" +
 	"^[0-9]{6}$R\x04code\"D\n" +
 	"\x1bConfirmSecondFactorResponse\x12%\n" +
-	"\x0erecovery_codes\x18\x01 \x03(\tR\rrecoveryCodes\"\xa3\x01\n" +
-	"\x11SecondFactorProof\x12&\n" +
-	"\bpassword\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bpassword\x12\x1f\n" +
+	"\x0erecovery_codes\x18\x01 \x03(\tR\rrecoveryCodes\"\xa1\x01\n" +
+	"\x11SecondFactorProof\x12$\n" +
+	"\bpassword\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\bpassword\x12\x1f\n" +
 	"\x04code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x06\x18 H\x00R\x04code\x124\n" +
 	"\vmailed_code\x18\x03 \x01(\tB\x11\xbaH\x0er\f2\n" +
 	"^[0-9]{8}$H\x00R\n" +

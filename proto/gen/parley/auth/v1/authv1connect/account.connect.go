@@ -88,11 +88,15 @@ type AccountServiceClient interface {
 	// session.revoked for each session that ended.
 	ChangePassword(context.Context, *v1.ChangePasswordRequest) (*v1.ChangePasswordResponse, error)
 	// StartEmailChange mails a code to the new address. Nothing changes until
-	// ConfirmEmailChange. The answer is the same whether the address is free.
+	// ConfirmEmailChange. The answer is the same whether the address is free. An
+	// account without a password has to have logged in within ten minutes.
 	//
-	// Reasons: CREDENTIALS_INVALID (unauthenticated); SECOND_FACTOR_INVALID
-	// (unauthenticated) if the account has a second factor and the code is none;
-	// RATE_LIMITED; OVERLOADED; MAIL_UNAVAILABLE.
+	// Reasons: CREDENTIALS_INVALID (unauthenticated); CONFIRMATION_REQUIRED
+	// (failed_precondition): log in anew; SECOND_FACTOR_INVALID (unauthenticated) if
+	// the account has a second factor and the code is none; INVALID_ARGUMENT for an
+	// address that no mail can be sent to; RATE_LIMITED; OVERLOADED;
+	// MAIL_UNAVAILABLE. But for OVERLOADED and MAIL_UNAVAILABLE of the queue, a
+	// refused call has spent no code.
 	StartEmailChange(context.Context, *v1.StartEmailChangeRequest) (*v1.StartEmailChangeResponse, error)
 	// ConfirmEmailChange takes that code: the new address is the account's, and
 	// verified. All other sessions end. A mail tells the old address.
@@ -102,13 +106,15 @@ type AccountServiceClient interface {
 	// ended.
 	ConfirmEmailChange(context.Context, *v1.ConfirmEmailChangeRequest) (*v1.ConfirmEmailChangeResponse, error)
 	// RequestPasswordReset mails a code to the account's address, if there is such
-	// an account. The answer and its time are the same for one that does not exist.
+	// an account. The answer and its time are the same for one that does not exist,
+	// and within a minute of the code before, which stays good and is not sent again.
 	//
 	// Reasons: RATE_LIMITED; OVERLOADED; MAIL_UNAVAILABLE.
 	RequestPasswordReset(context.Context, *v1.RequestPasswordResetRequest) (*v1.RequestPasswordResetResponse, error)
 	// ResetPassword takes that code and sets another password. The address counts
-	// as verified; all sessions end; a second factor stays on. A mail tells the
-	// person.
+	// as verified; all sessions end. A second factor and identities of other
+	// providers stay, unless the address was never verified before: then whoever made
+	// the account may be somebody else, and they go. A mail tells the person.
 	//
 	// Reasons: CODE_INVALID, also for an account that does not exist;
 	// PASSWORD_WEAK (invalid_argument); RATE_LIMITED; OVERLOADED. Emits
@@ -331,11 +337,15 @@ type AccountServiceHandler interface {
 	// session.revoked for each session that ended.
 	ChangePassword(context.Context, *v1.ChangePasswordRequest) (*v1.ChangePasswordResponse, error)
 	// StartEmailChange mails a code to the new address. Nothing changes until
-	// ConfirmEmailChange. The answer is the same whether the address is free.
+	// ConfirmEmailChange. The answer is the same whether the address is free. An
+	// account without a password has to have logged in within ten minutes.
 	//
-	// Reasons: CREDENTIALS_INVALID (unauthenticated); SECOND_FACTOR_INVALID
-	// (unauthenticated) if the account has a second factor and the code is none;
-	// RATE_LIMITED; OVERLOADED; MAIL_UNAVAILABLE.
+	// Reasons: CREDENTIALS_INVALID (unauthenticated); CONFIRMATION_REQUIRED
+	// (failed_precondition): log in anew; SECOND_FACTOR_INVALID (unauthenticated) if
+	// the account has a second factor and the code is none; INVALID_ARGUMENT for an
+	// address that no mail can be sent to; RATE_LIMITED; OVERLOADED;
+	// MAIL_UNAVAILABLE. But for OVERLOADED and MAIL_UNAVAILABLE of the queue, a
+	// refused call has spent no code.
 	StartEmailChange(context.Context, *v1.StartEmailChangeRequest) (*v1.StartEmailChangeResponse, error)
 	// ConfirmEmailChange takes that code: the new address is the account's, and
 	// verified. All other sessions end. A mail tells the old address.
@@ -345,13 +355,15 @@ type AccountServiceHandler interface {
 	// ended.
 	ConfirmEmailChange(context.Context, *v1.ConfirmEmailChangeRequest) (*v1.ConfirmEmailChangeResponse, error)
 	// RequestPasswordReset mails a code to the account's address, if there is such
-	// an account. The answer and its time are the same for one that does not exist.
+	// an account. The answer and its time are the same for one that does not exist,
+	// and within a minute of the code before, which stays good and is not sent again.
 	//
 	// Reasons: RATE_LIMITED; OVERLOADED; MAIL_UNAVAILABLE.
 	RequestPasswordReset(context.Context, *v1.RequestPasswordResetRequest) (*v1.RequestPasswordResetResponse, error)
 	// ResetPassword takes that code and sets another password. The address counts
-	// as verified; all sessions end; a second factor stays on. A mail tells the
-	// person.
+	// as verified; all sessions end. A second factor and identities of other
+	// providers stay, unless the address was never verified before: then whoever made
+	// the account may be somebody else, and they go. A mail tells the person.
 	//
 	// Reasons: CODE_INVALID, also for an account that does not exist;
 	// PASSWORD_WEAK (invalid_argument); RATE_LIMITED; OVERLOADED. Emits

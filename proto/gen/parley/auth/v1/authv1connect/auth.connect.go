@@ -53,7 +53,9 @@ type AuthServiceClient interface {
 	// A mail with a code for AccountService.VerifyEmail follows.
 	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
-	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
+	// (invalid_argument); INVALID_ARGUMENT for an address that no mail can be sent
+	// to; RATE_LIMITED, also after five times EMAIL_TAKEN in 15 minutes from one
+	// address; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
 	// up to two seconds until user and messaging know the person.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
@@ -61,7 +63,9 @@ type AuthServiceClient interface {
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
 	// unknown account and for a wrong password; RATE_LIMITED after five failures in
-	// 15 minutes for one name or from one address; OVERLOADED. After the right
+	// 15 minutes for one name or from one address; OVERLOADED. Five failures by user
+	// name and e-mail address together have both answer CREDENTIALS_INVALID to
+	// anything, for RATE_LIMITED would tell that they belong together. After the right
 	// password only: ACCOUNT_SUSPENDED (permission_denied); SECOND_FACTOR_REQUIRED
 	// (failed_precondition) with the metadata "challenge" for
 	// SecondFactorService.CompleteLogIn. Not idempotent: a repetition starts another
@@ -74,7 +78,8 @@ type AuthServiceClient interface {
 	//
 	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated);
 	// ACCOUNT_SUSPENDED (permission_denied) for the newest token of a session that
-	// was ended by a suspension.
+	// was ended by a suspension; RATE_LIMITED after 60 refreshes of a session in 15
+	// minutes, or as many tokens from one address that are not ours.
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its
@@ -192,7 +197,9 @@ type AuthServiceHandler interface {
 	// A mail with a code for AccountService.VerifyEmail follows.
 	//
 	// Reasons: EMAIL_TAKEN, USERNAME_TAKEN (already_exists); PASSWORD_WEAK
-	// (invalid_argument); RATE_LIMITED; OVERLOADED. Not idempotent: a retry after a lost
+	// (invalid_argument); INVALID_ARGUMENT for an address that no mail can be sent
+	// to; RATE_LIMITED, also after five times EMAIL_TAKEN in 15 minutes from one
+	// address; OVERLOADED. Not idempotent: a retry after a lost
 	// answer says EMAIL_TAKEN, log in instead. Emits account.registered and waits
 	// up to two seconds until user and messaging know the person.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
@@ -200,7 +207,9 @@ type AuthServiceHandler interface {
 	//
 	// Reasons: CREDENTIALS_INVALID (unauthenticated), in the same time for an
 	// unknown account and for a wrong password; RATE_LIMITED after five failures in
-	// 15 minutes for one name or from one address; OVERLOADED. After the right
+	// 15 minutes for one name or from one address; OVERLOADED. Five failures by user
+	// name and e-mail address together have both answer CREDENTIALS_INVALID to
+	// anything, for RATE_LIMITED would tell that they belong together. After the right
 	// password only: ACCOUNT_SUSPENDED (permission_denied); SECOND_FACTOR_REQUIRED
 	// (failed_precondition) with the metadata "challenge" for
 	// SecondFactorService.CompleteLogIn. Not idempotent: a repetition starts another
@@ -213,7 +222,8 @@ type AuthServiceHandler interface {
 	//
 	// Reasons: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED (unauthenticated);
 	// ACCOUNT_SUSPENDED (permission_denied) for the newest token of a session that
-	// was ended by a suspension.
+	// was ended by a suspension; RATE_LIMITED after 60 refreshes of a session in 15
+	// minutes, or as many tokens from one address that are not ours.
 	// Emits session.revoked on reuse.
 	Refresh(context.Context, *v1.RefreshRequest) (*v1.RefreshResponse, error)
 	// LogOut ends the caller's session: its refresh token is dead at once, its

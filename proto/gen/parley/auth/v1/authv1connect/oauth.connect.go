@@ -87,7 +87,8 @@ type OAuthServiceClient interface {
 	// Reasons: OAUTH_TICKET_INVALID (unauthenticated) for a ticket that is unknown,
 	// used or expired; EMAIL_TAKEN, USERNAME_TAKEN, IDENTITY_TAKEN (already_exists);
 	// EMAIL_REQUIRED (invalid_argument) if the provider gave no address and the
-	// request none; RATE_LIMITED. After USERNAME_TAKEN and its like the ticket is
+	// request none; INVALID_ARGUMENT for one that no mail can be sent to;
+	// RATE_LIMITED as for Register. After USERNAME_TAKEN and its like the ticket is
 	// still good. Emits account.registered and waits as Register does.
 	RegisterWithOAuth(context.Context, *v1.RegisterWithOAuthRequest) (*v1.RegisterWithOAuthResponse, error)
 	// StartIdentityLink begins the linking of an identity to the caller's account.
@@ -297,7 +298,8 @@ type OAuthServiceHandler interface {
 	// Reasons: OAUTH_TICKET_INVALID (unauthenticated) for a ticket that is unknown,
 	// used or expired; EMAIL_TAKEN, USERNAME_TAKEN, IDENTITY_TAKEN (already_exists);
 	// EMAIL_REQUIRED (invalid_argument) if the provider gave no address and the
-	// request none; RATE_LIMITED. After USERNAME_TAKEN and its like the ticket is
+	// request none; INVALID_ARGUMENT for one that no mail can be sent to;
+	// RATE_LIMITED as for Register. After USERNAME_TAKEN and its like the ticket is
 	// still good. Emits account.registered and waits as Register does.
 	RegisterWithOAuth(context.Context, *v1.RegisterWithOAuthRequest) (*v1.RegisterWithOAuthResponse, error)
 	// StartIdentityLink begins the linking of an identity to the caller's account.

@@ -41,8 +41,8 @@ const (
 
 // PortabilityServiceClient is a client for the parley.auth.v1.PortabilityService service.
 type PortabilityServiceClient interface {
-	// ExportPerson streams the account, its names and its sessions as files; an
-	// account that is not there has none. Secrets (hashes, keys) are left out:
+	// ExportPerson streams the account, its names, identities, sessions, record and
+	// waiting notices as files; an account that is not there has none. Secrets (hashes, keys) are left out:
 	// they are of no use to the person and of much to a thief.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
@@ -82,8 +82,8 @@ func (c *portabilityServiceClient) ExportPerson(ctx context.Context, req *v1.Exp
 
 // PortabilityServiceHandler is an implementation of the parley.auth.v1.PortabilityService service.
 type PortabilityServiceHandler interface {
-	// ExportPerson streams the account, its names and its sessions as files; an
-	// account that is not there has none. Secrets (hashes, keys) are left out:
+	// ExportPerson streams the account, its names, identities, sessions, record and
+	// waiting notices as files; an account that is not there has none. Secrets (hashes, keys) are left out:
 	// they are of no use to the person and of much to a thief.
 	//
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
