@@ -1,8 +1,8 @@
 // Package mailbox is the page of `parley dev` that shows the mails which were sent.
 //
 // It owns no mails, the sink does. It is for the developer at this machine: it
-// answers only to names of this machine, and what a mail says runs no script,
-// loads nothing and cannot reach the page around it.
+// answers to nobody elsewhere and only to names of this machine, and what a mail
+// says runs no script, loads nothing and cannot reach the page around it.
 package mailbox
 
 import (
@@ -62,10 +62,15 @@ func New(sink *mailsink.Sink, log *slog.Logger) (http.Handler, error) {
 	return http.NewCrossOriginProtection().Handler(local(mux)), nil
 }
 
-// local answers to names of this machine only: a page elsewhere whose name leads
-// here (DNS rebinding) must not read codes.
+// local answers to this machine, and to names of it, only: the page has no log-in, and
+// the admin port may be open to a network; and a page elsewhere whose name leads here
+// (DNS rebinding) must not read codes.
 func local(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "ask from this machine", http.StatusForbidden)
+			return
+		}
 		host := r.Host
 		if name, _, err := net.SplitHostPort(host); err == nil {
 			host = name

@@ -20,17 +20,24 @@ const hostile = "Subject: <b>hi</b>\r\nContent-Type: text/html\r\n\r\n<script>al
 
 func serve(t *testing.T) (url string, sink *mailsink.Sink) {
 	t.Helper()
+	h, sink := handler(t)
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server.URL, sink
+}
+
+// handler is the page, with two mails.
+func handler(t *testing.T) (http.Handler, *mailsink.Sink) {
+	t.Helper()
 	sink, err := mailsink.Start(t.Context(), mailsink.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, sink.Stop()) })
 	h, err := mailbox.New(sink, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	server := httptest.NewServer(h)
-	t.Cleanup(server.Close)
 	for _, to := range []string{"anna@example.org", "ben@example.org"} {
 		require.NoError(t, smtp.SendMail(sink.Addr, nil, "parley@example.org", []string{to}, []byte(hostile)))
 	}
-	return server.URL, sink
+	return h, sink
 }
 
 func ask(t *testing.T, method, url string, change func(*http.Request)) (*http.Response, string) {
@@ -97,4 +104,20 @@ func TestClearAndStrangers(t *testing.T) {
 	res, _ = ask(t, http.MethodPost, url+"/mails/clear", nil)
 	require.Equal(t, http.StatusSeeOther, res.StatusCode)
 	require.Empty(t, sink.Mails())
+}
+
+// The admin port may be open to a network; the mails in it are not.
+func TestOtherMachinesSeeNothing(t *testing.T) {
+	t.Parallel()
+	h, _ := handler(t)
+	for address, want := range map[string]int{
+		"192.0.2.7:1234": http.StatusForbidden, "[2001:db8::1]:1234": http.StatusForbidden, "": http.StatusForbidden,
+		"127.0.0.1:1234": http.StatusOK, "[::1]:1234": http.StatusOK, "[::ffff:127.0.0.1]:1234": http.StatusOK,
+	} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/mails/json", http.NoBody)
+		req.RemoteAddr = address
+		res := httptest.NewRecorder()
+		h.ServeHTTP(res, req)
+		require.Equal(t, want, res.Code, address)
+	}
 }
