@@ -27,7 +27,7 @@ func TestAuthorization(t *testing.T) {
 		t.Run(strings.TrimPrefix(r.procedure, "/parley."), func(t *testing.T) {
 			t.Parallel()
 			for _, column := range columns {
-				for _, d := range []door{direct, overHTTP, overSocket} {
+				for _, d := range []door{direct, overHTTP, overGRPC, overGRPCWeb, overGET, overSocket} {
 					want, asked := r.expect(d, m, column)
 					if !asked {
 						continue
@@ -42,6 +42,11 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
+// ofEachKind are who is asked at the further doors of the gateway: nobody, a person, a
+// service and a token that was good. Whoever the others are, is decided from the same
+// token in the same place.
+var ofEachKind = []string{anonymous, user, stranger, revoked}
+
 // expect is the cell for a door. Outside, an internal method does not exist, and
 // nobody is a service. A socket belongs to a person and carries no streams.
 func (r row) expect(d door, m rpc.Method, column string) (want string, asked bool) {
@@ -49,10 +54,15 @@ func (r row) expect(d door, m rpc.Method, column string) (want string, asked boo
 	if cell == notAsked {
 		return "", false
 	}
+	if slices.Contains([]string{overGRPC.name, overGRPCWeb.name, overGET.name}, d.name) && !slices.Contains(ofEachKind, column) {
+		return "", false
+	}
 	isPerson := slices.Contains([]string{user, other, moderator, admin}, column)
 	switch {
 	case d.name == direct.name:
 		return cell, true
+	case d.name == overGET.name && !noSideEffects(m):
+		return "", false
 	case d.name == overSocket.name && !isPerson:
 		return "", false
 	case !r.outside, d.name == overSocket.name && m.Streaming != connect.StreamTypeUnary:
@@ -61,6 +71,23 @@ func (r row) expect(d door, m rpc.Method, column string) (want string, asked boo
 		return "invalid", true
 	default:
 		return cell, true
+	}
+}
+
+// TestEveryAllowedServiceMayCall asks as those that the column "service" leaves out:
+// it is about the first of the callers that a method's proto names.
+func TestEveryAllowedServiceMayCall(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, r := range readTable(t) {
+		m := rpc.Methods()[r.procedure]
+		for i, name := range m.InternalCallers {
+			if i == 0 || r.cells[service] == notAsked {
+				continue
+			}
+			by := who{caller: w.Service(name, m.Service)}
+			require.Equal(t, r.cells[service], direct.call(t, w, m, by, w.fill(t, r.request, w.person(t, identity.RoleUser))), "%s calls %s", name, m.Procedure)
+		}
 	}
 }
 

@@ -10,6 +10,9 @@ import (
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/parleychat/parley/pkg/client"
@@ -30,19 +33,19 @@ type door struct {
 	call func(t testing.TB, w *world, m rpc.Method, by who, request string) string
 }
 
-// The doors: a service itself, as its peers reach it; the gateway over HTTP; the
-// gateway over a socket.
+// The doors: a service itself, as its peers reach it; the gateway over HTTP, in each
+// protocol that it passes; the gateway over a socket.
 var (
 	direct = door{"service", func(t testing.TB, w *world, m rpc.Method, by who, request string) string {
 		t.Helper()
 		httpClient, url, option := w.Dial(m.Service, by.caller)
 		return answer(invoke(t, m, request, httpClient, url, option))
 	}}
-	overHTTP = door{"gateway", func(t testing.TB, w *world, m rpc.Method, by who, request string) string {
-		t.Helper()
-		_, _, option := w.Dial(m.Service, by.caller)
-		return answer(invoke(t, m, request, w.http, "http://"+w.gateway, option, connect.WithProtoJSON()))
-	}}
+	overHTTP    = gatewayDoor("gateway", connect.WithProtoJSON())
+	overGRPC    = gatewayDoor("gateway's gRPC", connect.WithGRPC())
+	overGRPCWeb = gatewayDoor("gateway's gRPC-Web", connect.WithGRPCWeb())
+	overGET     = gatewayDoor("gateway's GET", connect.WithHTTPGet())
+
 	overSocket = door{"socket", func(t testing.TB, w *world, m rpc.Method, by who, request string) string {
 		t.Helper()
 		conn, err := w.socket(t, by.raw)
@@ -57,6 +60,34 @@ var (
 		return answer(err)
 	}}
 )
+
+// gatewayDoor is the gateway over HTTP in one protocol; gRPC needs HTTP/2.
+func gatewayDoor(name string, protocol connect.ClientOption) door {
+	return door{name, func(t testing.TB, w *world, m rpc.Method, by who, request string) string {
+		t.Helper()
+		_, _, option := w.Dial(m.Service, by.caller)
+		options := []connect.ClientOption{option, protocol}
+		if noSideEffects(m) {
+			options = append(options, connect.WithIdempotency(connect.IdempotencyNoSideEffects))
+		}
+		httpClient := w.http
+		if strings.HasSuffix(name, "gRPC") {
+			httpClient = w.h2c
+		}
+		return answer(invoke(t, m, request, httpClient, "http://"+w.gateway, options...))
+	}}
+}
+
+// noSideEffects tells whether a method may be called by GET, as its proto says.
+func noSideEffects(m rpc.Method) bool {
+	name := strings.ReplaceAll(strings.TrimPrefix(m.Procedure, "/"), "/", ".")
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
+	if err != nil {
+		return false
+	}
+	options, _ := d.Options().(*descriptorpb.MethodOptions)
+	return options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS
+}
 
 func (w *world) socket(t testing.TB, raw string) (*client.Conn, error) {
 	t.Helper()

@@ -53,6 +53,7 @@ type world struct {
 	t       testing.TB
 	gateway string // host:port
 	http    *http.Client
+	h2c     *http.Client // for gRPC
 	people  atomic.Int64
 
 	expired, revoked servicetest.Caller
@@ -67,6 +68,11 @@ func newWorld(t testing.TB) *world {
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	w.http = &http.Client{Transport: transport, Timeout: patience}
+	h2c := new(http.Protocols)
+	h2c.SetUnencryptedHTTP2(true)
+	h2 := &http.Transport{Protocols: h2c}
+	t.Cleanup(h2.CloseIdleConnections)
+	w.h2c = &http.Client{Transport: h2, Timeout: patience}
 	w.startGateway(log)
 
 	p := w.person(t, identity.RoleUser)
