@@ -31,6 +31,9 @@ func (s *Service) forget(ctx context.Context, tx pgx.Tx, person uuid.UUID) error
 	if err := queries.PersonForget(ctx, person); err != nil {
 		return fmt.Errorf("mark the person as forgotten: %w", err)
 	}
+	if err := queries.InvisibleForget(ctx, person); err != nil {
+		return fmt.Errorf("forget the settings: %w", err)
+	}
 	conversations, err := queries.PersonConversationsLock(ctx, person)
 	if err != nil {
 		return fmt.Errorf("lock the person's conversations: %w", err)

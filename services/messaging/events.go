@@ -64,6 +64,7 @@ func messageSeen(id uuid.UUID, marks []*messagingv1.Watermark) *eventv1.Event {
 func (s *Service) listeners() []event.Listener {
 	return []event.Listener{
 		event.On("auth", "account.registered", event.ByVersion, s.onAccountRegistered),
+		event.On("user", "user.presence_settings_changed", event.ByVersion, s.onPresenceSettingsChanged),
 		erasure.Listener("messaging", s.outbox, s.forget),
 	}
 }

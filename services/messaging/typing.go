@@ -9,14 +9,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/redis/rueidis"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/identity"
 	"github.com/parleychat/parley/pkg/limit"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
+	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/services/messaging/internal/db"
 )
 
@@ -47,6 +50,11 @@ func (s *Service) SetTyping(ctx context.Context, req *messagingv1.SetTypingReque
 	if err := s.typing.limit.Check(ctx, fmt.Sprintf("%s:%s:%t", id, caller.SessionID, req.GetTyping())); err != nil {
 		return nil, err
 	}
+	if hidden, err := s.queries.InvisibleNow(ctx, caller.UserID); err != nil {
+		return nil, fmt.Errorf("look whether the caller is invisible: %w", err)
+	} else if hidden {
+		return &messagingv1.SetTypingResponse{}, nil
+	}
 	until := s.clock.Now()
 	if req.GetTyping() {
 		until = until.Add(typingLife)
@@ -55,6 +63,25 @@ func (s *Service) SetTyping(ctx context.Context, req *messagingv1.SetTypingReque
 		ConversationId: id.String(), UserId: caller.UserID.String(), Until: timestamppb.New(until),
 	})
 	return &messagingv1.SetTypingResponse{}, nil
+}
+
+// onPresenceSettingsChanged notes who is invisible: that they write would show that
+// they are there. What they send, and how far they have read, is told nevertheless:
+// it is in the log of the others, and they have chosen to send and to read.
+func (s *Service) onPresenceSettingsChanged(
+	ctx context.Context, tx pgx.Tx, ev *eventv1.Event, changed *userv1.UserPresenceSettingsChanged,
+) error {
+	id, err := uuid.Parse(changed.GetUserId())
+	if err != nil {
+		return fmt.Errorf("user id: %w", err)
+	}
+	err = db.New(tx).InvisibleUpsert(ctx, db.InvisibleUpsertParams{
+		ID: id, Invisible: changed.GetInvisible(), Version: ev.GetKeyVersion(),
+	})
+	if err != nil {
+		return fmt.Errorf("note who is invisible: %w", err)
+	}
+	return nil
 }
 
 func (p *pusher) typing(ctx context.Context, users []uuid.UUID, t *messagingv1.Typing) {

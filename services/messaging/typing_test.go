@@ -8,10 +8,13 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/servicetest"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
+	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/services/messaging"
 )
 
@@ -88,4 +91,22 @@ func TestTypingOfWhoMayNotSend(t *testing.T) {
 	conversation := other.talk(a)
 	require.NoError(t, other.types(conversation, true))
 	require.Equal(t, other.id.String(), pushes.Next(isTyping).GetTyping().GetUserId())
+}
+
+// That somebody writes who is invisible would show that they are there.
+func TestTypingOfTheInvisible(t *testing.T) {
+	t.Parallel()
+	w := start(t, servicetest.Options{}, nil)
+	a, b, id := w.friends()
+	settings := func(version int64, invisible bool) *eventv1.Event {
+		return event.New("user.presence_settings_changed", a.id.String(), version,
+			&userv1.UserPresenceSettingsChanged{UserId: a.id.String(), Invisible: invisible})
+	}
+	w.Deliver("user", "messaging", settings(5, true), settings(4, false))
+	pushes := w.Pushes(b.id)
+	require.NoError(t, a.types(id, true), "and it is no error")
+	w.Deliver("user", "messaging", settings(6, false))
+	w.Clock.Advance(2 * time.Second)
+	require.NoError(t, a.types(id, true))
+	require.Equal(t, servicetest.Noon.Add(8*time.Second), pushes.Next(isTyping).GetTyping().GetUntil().AsTime(), "only from now on")
 }

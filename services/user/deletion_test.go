@@ -15,6 +15,7 @@ import (
 	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/identity"
 	"github.com/parleychat/parley/pkg/servicetest"
+	"github.com/parleychat/parley/pkg/testkit"
 	erasurev1 "github.com/parleychat/parley/proto/gen/parley/erasure/v1"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -182,15 +183,41 @@ func TestDeletionIsCarriedOutOnce(t *testing.T) {
 // A process that dies between two steps leaves the rest to the next one.
 func TestDeletionGoesOnAfterACrash(t *testing.T) {
 	t.Parallel()
-	h, auth := startWith(t, servicetest.Options{Services: deployment})
-	anna := named(t, h, "anna", "Anna")
-	leave(t, h, auth, anna)
-	require.NoError(t, h.Instances("user")[0].Stop())
-	h.Clock.Advance(grace + time.Minute)
-	// What a process leaves that committed the deletion and died: a row of the outbox that nobody has published.
-	h.Add(user.Definition())
-	require.Eventually(t, func() bool { return len(done(ledger(t, h, anna))) == 1 }, 30*time.Second, 50*time.Millisecond, "the next process does it")
-	require.Len(t, h.Events("user", "user.deleted"), 1)
+	t.Run("BeforeItIsDue", func(t *testing.T) {
+		t.Parallel()
+		h, auth := startWith(t, servicetest.Options{Services: deployment})
+		anna := named(t, h, "anna", "Anna")
+		leave(t, h, auth, anna)
+		require.NoError(t, h.Instances("user")[0].Stop())
+		h.Clock.Advance(grace + time.Minute)
+		h.Add(user.Definition())
+		require.Eventually(t, func() bool { return len(done(ledger(t, h, anna))) == 1 }, 30*time.Second, 50*time.Millisecond, "the next process does it")
+		require.Len(t, h.Events("user", "user.deleted"), 1)
+	})
+	t.Run("BetweenItsCommitAndTheEvent", func(t *testing.T) {
+		t.Parallel()
+		server := testkit.PrivateNATS(t)
+		h, auth := startWith(t, servicetest.Options{Services: deployment, NATSURL: server.URL})
+		anna := named(t, h, "anna", "Anna")
+		leave(t, h, auth, anna)
+		// The bus is away, so that what the process commits stays in the outbox; then the process is gone too.
+		server.Kill9()
+		h.Clock.Advance(grace + time.Minute)
+		require.Eventually(t, func() bool {
+			var unsent int
+			err := h.DB("user").QueryRow(t.Context(), `SELECT count(*) FROM deletion, outbox WHERE deleted_at IS NOT NULL`).Scan(&unsent)
+			require.NoError(t, err)
+			return unsent > 0
+		}, 30*time.Second, 50*time.Millisecond, "committed, and not told")
+		_ = h.Instances("user")[0].Stop() // it cannot say that it goes
+		server.Restart()
+		h.Add(user.Definition())
+		require.Eventually(t, func() bool {
+			h.Clock.Advance(time.Second) // what the dead one had taken becomes free
+			return len(done(ledger(t, h, anna))) == 1
+		}, time.Minute, 100*time.Millisecond, "the next process tells it")
+		require.Len(t, h.Events("user", "user.deleted"), 1)
+	})
 }
 
 // A service that does not report in time is named in the log, again and again.

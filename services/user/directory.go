@@ -17,6 +17,10 @@ import (
 // compared by their trigrams: two characters are like everything.
 const likenessFrom = 3
 
+// searchCandidates are compared and sorted for one search at most, of each kind: what
+// a search costs does not grow with the number of people.
+const searchCandidates = 1000
+
 // SearchUsers implements the RPC. Hidden people are left out by the conditions of
 // the queries themselves, so that neither their number nor the order of the
 // others tells of them.
@@ -32,7 +36,7 @@ func (s *Service) SearchUsers(ctx context.Context, req *userv1.SearchUsersReques
 	size := page.Size(req.GetPageSize(), 20, 50)
 	queries := db.New(s.pool)
 	begin, err := queries.DirectoryByPrefix(ctx, db.DirectoryByPrefixParams{
-		Pattern: likePrefix(typed), Caller: caller, Typed: typed, PageSize: size,
+		Pattern: likePrefix(typed), Caller: caller, Typed: typed, PageSize: size, Candidates: searchCandidates,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("search by prefix: %w", err)
@@ -40,7 +44,9 @@ func (s *Service) SearchUsers(ctx context.Context, req *userv1.SearchUsersReques
 	found := make([]db.DirectoryByPrefixRow, 0, size)
 	found = append(found, begin...)
 	if len(found) < int(size) && len([]rune(typed)) >= likenessFrom {
-		alike, err := queries.DirectoryByLikeness(ctx, db.DirectoryByLikenessParams{Typed: typed, Caller: caller, PageSize: size})
+		alike, err := queries.DirectoryByLikeness(ctx, db.DirectoryByLikenessParams{
+			Typed: typed, Caller: caller, PageSize: size, Candidates: searchCandidates,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("search by likeness: %w", err)
 		}

@@ -168,3 +168,36 @@ func TestSearchIsLimited(t *testing.T) {
 	_, err = client.SearchUsers(t.Context(), &userv1.SearchUsersRequest{Query: "anna"})
 	require.NoError(t, err)
 }
+
+// What a search costs does not grow with the number of those whom it fits.
+func TestSearchCostIsBounded(t *testing.T) {
+	t.Parallel()
+	h, _ := start(t)
+	_, err := h.DB("user").Exec(t.Context(), `
+		INSERT INTO profile (id, username, display_name, search, version, account_version, created_at)
+		SELECT gen_random_uuid(), 'anna' || n, 'Anna ' || n, ' anna' || n || ' anna ' || n, 1, 1, now() FROM generate_series(1, 50000) AS n`)
+	require.NoError(t, err)
+	named(t, h, "an", "Exactly")
+	seeker := named(t, h, "seeker", "Seeker")
+	_, err = h.DB("user").Exec(t.Context(), "ANALYZE profile")
+	require.NoError(t, err)
+	// Statistics come some seconds late.
+	statistic := func(columns string) int64 {
+		var n int64
+		require.NoError(t, h.DB("user").QueryRow(t.Context(),
+			"SELECT "+columns+" FROM pg_stat_user_tables WHERE relname = 'profile'").Scan(&n))
+		return n
+	}
+	require.Eventually(t, func() bool { return statistic("n_tup_ins") > 50_000 }, time.Minute, 200*time.Millisecond)
+	const read = "coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)"
+	before := statistic(read)
+	require.Equal(t, "an", search(t, h, seeker, "an", 20)[0], "whoever is called so is found among all of them")
+	require.Len(t, search(t, h, seeker, "anna", 20), 20)
+	require.Len(t, search(t, h, seeker, "annn", 20), 20, "spelt alike")
+	var cost int64
+	require.Eventually(t, func() bool {
+		cost = statistic(read) - before
+		return cost >= 2*1000 // the first search and the last at least
+	}, time.Minute, 200*time.Millisecond)
+	require.Less(t, cost, int64(10_000), "of 50,000 rows, for three searches")
+}

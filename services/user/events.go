@@ -20,12 +20,15 @@ import (
 
 // The types of the events that user emits.
 const (
-	typeUserCreated       = "user.created"
-	typeUserUpdated       = "user.updated"
-	typeUserDeleted       = "user.deleted"
-	typeDeletionRequested = "user.deletion_requested"
-	typeDeletionCancelled = "user.deletion_cancelled"
-	typeDataExported      = "user.data_exported"
+	typeUserCreated             = "user.created"
+	typeUserUpdated             = "user.updated"
+	typeUserDeleted             = "user.deleted"
+	typeDeletionRequested       = "user.deletion_requested"
+	typeDeletionCancelled       = "user.deletion_cancelled"
+	typeDataExported            = "user.data_exported"
+	typeErasureViewed           = "user.erasure_viewed"
+	typeErasuresRepeated        = "user.erasures_repeated"
+	typePresenceSettingsChanged = "user.presence_settings_changed"
 )
 
 // firstVersion is the key_version of a key's first event.
@@ -71,6 +74,26 @@ func deletionCancelled(request, id uuid.UUID, at time.Time) *eventv1.Event {
 func dataExported(run, id uuid.UUID, at time.Time) *eventv1.Event {
 	return event.New(typeDataExported, run.String(), firstVersion, &userv1.UserDataExported{
 		UserId: id.String(), ExportedAt: timestamppb.New(at),
+	})
+}
+
+// erasureViewed and erasuresRepeated tell of what admins did, for the record.
+func erasureViewed(view, person, admin uuid.UUID, at time.Time) *eventv1.Event {
+	return event.New(typeErasureViewed, view.String(), firstVersion, &userv1.UserErasureViewed{
+		UserId: person.String(), ViewedBy: admin.String(), ViewedAt: timestamppb.New(at),
+	})
+}
+
+func erasuresRepeated(id, admin uuid.UUID, since, at time.Time) *eventv1.Event {
+	return event.New(typeErasuresRepeated, id.String(), firstVersion, &userv1.UserErasuresRepeated{
+		RepeatedBy: admin.String(), DeletedSince: timestamppb.New(since), RepeatedAt: timestamppb.New(at),
+	})
+}
+
+// presenceSettingsChanged tells how a person wants to be seen from now on.
+func presenceSettingsChanged(s sighting) *eventv1.Event {
+	return event.New(typePresenceSettingsChanged, s.user.String(), s.version, &userv1.UserPresenceSettingsChanged{
+		UserId: s.user.String(), Invisible: s.invisible,
 	})
 }
 

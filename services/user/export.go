@@ -2,6 +2,7 @@ package user
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -69,13 +70,13 @@ func (s *Service) ExportData(ctx context.Context, _ *userv1.ExportDataRequest, s
 	if err := s.confirmed(ctx); err != nil {
 		return err
 	}
-	select {
-	case s.exports <- struct{}{}:
-		defer func() { <-s.exports }()
-	default:
-		return errExportsBusy
+	leave, err := s.enterExports(ctx, id)
+	if err != nil {
+		return err
 	}
-	if err := s.countExport(ctx, id); err != nil {
+	defer leave()
+	run, err := s.countExport(ctx, id)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, exportTimeout)
@@ -86,20 +87,49 @@ func (s *Service) ExportData(ctx context.Context, _ *userv1.ExportDataRequest, s
 	})
 	for _, name := range slices.Sorted(slices.Values(s.services)) {
 		if err := s.exportFrom(ctx, name, id, archive); err != nil {
+			s.uncount(ctx, run, err)
 			return err
 		}
 	}
 	return archive.close()
 }
 
-// countExport refuses the one too many. The profile's lock makes a person's exports take turns here, so that
-// many at once are counted like many after each other. One that fails later counts too: it has cost as much.
-func (s *Service) countExport(ctx context.Context, id uuid.UUID) error {
-	run, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("make an export's id: %w", err)
+// enterExports takes a place, unless the person has one here already: whoever stops reading shall not take all
+// of them. leave gives it back. How often it is tried is bounded apart from how often it is done.
+func (s *Service) enterExports(ctx context.Context, id uuid.UUID) (leave func(), err error) {
+	if err := s.pace.update(ctx); err != nil {
+		return nil, err
 	}
-	return s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
+	if _, running := s.exporting.LoadOrStore(id, true); running {
+		return nil, errExportsBusy
+	}
+	select {
+	case s.exports <- struct{}{}:
+		return func() { <-s.exports; s.exporting.Delete(id) }, nil
+	default:
+		s.exporting.Delete(id)
+		return nil, errExportsBusy
+	}
+}
+
+// uncount takes an export back from the count of the day that failed by our fault.
+func (s *Service) uncount(ctx context.Context, run uuid.UUID, cause error) {
+	if !errors.Is(cause, errExportFailed) {
+		return
+	}
+	if err := db.New(s.pool).ExportRunCancel(ctx, run); err != nil {
+		s.log.WarnContext(ctx, "an export that failed counts for the day", "error", err)
+	}
+}
+
+// countExport refuses the one too many. The profile's lock makes a person's exports take turns here, so that
+// many at once are counted like many after each other. One that its reader breaks off counts too: it has cost
+// as much.
+func (s *Service) countExport(ctx context.Context, id uuid.UUID) (run uuid.UUID, err error) {
+	if run, err = uuid.NewV7(); err != nil {
+		return run, fmt.Errorf("make an export's id: %w", err)
+	}
+	err = s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
 		if _, err := profileForUpdate(ctx, tx, id); err != nil {
 			return err
 		}
@@ -118,6 +148,7 @@ func (s *Service) countExport(ctx context.Context, id uuid.UUID) error {
 		}
 		return emit(dataExported(run, id, now))
 	})
+	return run, err
 }
 
 // exportFrom adds what one service stores to the archive.
@@ -173,6 +204,11 @@ type ownDeletion struct {
 	DueAt       time.Time `json:"due_at"`
 }
 
+// ownStanding is what is known of a suspension here.
+type ownStanding struct {
+	Suspended bool `json:"suspended"`
+}
+
 func (s *Service) exportOwn(ctx context.Context, id uuid.UUID, files *portability.Files) error {
 	row, err := s.own(ctx, id)
 	if err != nil {
@@ -198,7 +234,33 @@ func (s *Service) exportOwn(ctx context.Context, id uuid.UUID, files *portabilit
 	if err := exportPresence(ctx, s.pool, id, files); err != nil {
 		return err
 	}
+	if err := s.exportTraces(ctx, id, files); err != nil {
+		return err
+	}
 	return files.Flush()
+}
+
+// exportTraces adds what is kept about a person for rules to hold.
+func (s *Service) exportTraces(ctx context.Context, id uuid.UUID, files *portability.Files) error {
+	queries := db.New(s.pool)
+	runs, err := queries.ExportRunByUser(ctx, id)
+	if err != nil {
+		return fmt.Errorf("select exports: %w", err)
+	}
+	for i := range runs {
+		runs[i] = runs[i].UTC()
+	}
+	if err := files.JSON("exports.json", runs); err != nil {
+		return err
+	}
+	suspended, err := queries.StandingByUser(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("select standing: %w", err)
+	}
+	return files.JSON("standing.json", ownStanding{Suspended: suspended})
 }
 
 // pruneExports forgets the exports that no limit counts any more.

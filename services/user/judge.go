@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,9 +46,19 @@ const (
 	lookPause = 50 * time.Millisecond
 	// judgeTimeout bounds what is done for one claim.
 	judgeTimeout = 5 * time.Second
-	// auditPeople are looked for in the roll at once, auditEvery.
+	// judgesAtOnce of the shards use the database, and lookClaims are worked off of
+	// each in one look: the sweeps come to their turn while many are due.
+	judgesAtOnce = 4
+	lookClaims   = 16
+	// auditPeople are looked for in the roll at once, auditEvery. Who is missing has
+	// auditWait to be written down again by the gateway that knows better.
 	auditPeople = 500
 	auditEvery  = 5 * time.Minute
+	auditWait   = 10 * time.Second
+	// forgetEvery is between two looks for rows of people who were deleted within
+	// forgetFor.
+	forgetEvery = 5 * time.Minute
+	forgetFor   = 24 * time.Hour
 )
 
 // judge reads the roll and decides who came and who went. Every replica runs one;
@@ -62,7 +74,15 @@ type judge struct {
 	grace       time.Duration
 	transitions metric.Int64Counter
 	wake        chan struct{}
-	away        bool
+	places      chan struct{} // of judgesAtOnce
+	shards      [presence.Shards]shardState
+	away        atomic.Int32 // shards
+}
+
+// shardState is how far the looks at one shard are. away is of the look that is busy.
+type shardState struct {
+	busy, missed atomic.Bool
+	away         bool
 }
 
 func newJudge(s *sightings, bus *event.Bus, grace time.Duration) (*judge, error) {
@@ -71,18 +91,16 @@ func newJudge(s *sightings, bus *event.Bus, grace time.Duration) (*judge, error)
 	if err != nil {
 		return nil, fmt.Errorf("make user_presence_transitions_total: %w", err)
 	}
-	return &judge{sightings: s, bus: bus, grace: grace, transitions: transitions, wake: make(chan struct{}, 1)}, nil
+	return &judge{
+		sightings: s, bus: bus, grace: grace, transitions: transitions,
+		wake: make(chan struct{}, 1), places: make(chan struct{}, judgesAtOnce),
+	}, nil
 }
 
 // run looks at the roll whenever a gateway has written something, and every second,
 // until ctx ends.
 func (j *judge) run(ctx context.Context) error {
-	sub, err := j.conn.QueueSubscribe(presence.DueSubject, "user", func(*nats.Msg) {
-		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
-	})
+	sub, err := j.conn.QueueSubscribe(presence.DueSubject, "user", func(*nats.Msg) { j.again() })
 	if err != nil {
 		return fmt.Errorf("subscribe to reports: %w", err)
 	}
@@ -91,6 +109,8 @@ func (j *judge) run(ctx context.Context) error {
 	defer tick.Stop()
 	rest := time.NewTimer(0)
 	defer rest.Stop()
+	var looks sync.WaitGroup
+	defer looks.Wait()
 	sweep := true
 	for {
 		select { // not too often
@@ -98,7 +118,7 @@ func (j *judge) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		j.tell(ctx, j.look(ctx, sweep))
+		j.look(ctx, &looks, sweep)
 		rest.Reset(lookPause)
 		select {
 		case <-tick.C:
@@ -111,49 +131,74 @@ func (j *judge) run(ctx context.Context) error {
 	}
 }
 
-// tell logs when the work stops and goes on, not every try.
-func (j *judge) tell(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
+// again has the next look begin soon.
+func (j *judge) again() {
+	select {
+	case j.wake <- struct{}{}:
+	default:
 	}
-	switch {
-	case err == nil:
-		j.looked.Store(time.Now().UnixNano()) //nolint:forbidigo // for how long ago it was, whatever happens to the clock
-		if j.away {
-			j.log.InfoContext(ctx, "presence is known again")
-		}
-	case !j.away:
-		j.log.WarnContext(ctx, "presence stands still", "error", err)
-	}
-	j.away = err != nil
 }
 
-// look does all that is due.
-func (j *judge) look(ctx context.Context, sweep bool) error {
+// look has each shard looked at, unless the last look at it still goes on; then once
+// more after that. None waits for another: they may stand on several nodes, and one
+// that is away, or has much to do, must not hold up the others.
+func (j *judge) look(ctx context.Context, looks *sync.WaitGroup, sweep bool) {
 	for shard := range presence.Shards {
-		for sweep {
-			swept, err := j.roster.Sweep(ctx, shard)
-			if err != nil {
-				return err
-			}
-			if swept == 0 {
-				break
-			}
-			j.log.InfoContext(ctx, "a gateway is gone: its people are taken back", "people", swept)
+		state := &j.shards[shard]
+		if !state.busy.CompareAndSwap(false, true) {
+			state.missed.Store(true)
+			continue
 		}
-		for {
-			claims, err := j.roster.Claim(ctx, shard, j.clock.Now(), judgeHold, judgePeople)
-			if err != nil {
-				return err
+		looks.Go(func() {
+			state.missed.Store(false)
+			j.tell(ctx, state, j.lookAt(ctx, shard, sweep))
+			state.busy.Store(false)
+			if state.missed.Load() {
+				j.again()
 			}
-			if err := j.judge(ctx, shard, claims); err != nil {
-				return err
-			}
-			if len(claims) < judgePeople {
-				break
-			}
+		})
+	}
+}
+
+// tell logs when the work stops and goes on, not every try, and not for each shard.
+func (j *judge) tell(ctx context.Context, state *shardState, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil && state.away && j.away.Add(-1) == 0:
+		j.log.InfoContext(ctx, "presence is known again")
+	case err != nil && !state.away && j.away.Add(1) == 1:
+		j.log.WarnContext(ctx, "presence stands still", "error", err)
+	}
+	state.away = err != nil
+}
+
+// lookAt does what is due in one shard, up to a bound. What was told about its
+// people counts from each step on: that there is more to do makes nobody unknown.
+func (j *judge) lookAt(ctx context.Context, shard int, sweep bool) error {
+	for sweep {
+		swept, err := j.roster.Sweep(ctx, shard)
+		if err != nil {
+			return err
+		}
+		if swept == 0 {
+			break
+		}
+		j.log.InfoContext(ctx, "a gateway is gone: its people are taken back", "people", swept)
+	}
+	for range lookClaims {
+		claims, err := j.roster.Claim(ctx, shard, j.clock.Now(), judgeHold, judgePeople)
+		if err == nil {
+			err = j.judge(ctx, shard, claims)
+		}
+		if err != nil {
+			return err
+		}
+		j.looked[shard].Store(time.Now().UnixNano()) //nolint:forbidigo // for how long ago it was, whatever happens to the clock
+		if len(claims) < judgePeople {
+			return nil
 		}
 	}
+	j.again()
 	return nil
 }
 
@@ -164,6 +209,12 @@ func (j *judge) judge(ctx context.Context, shard int, claims []presence.Claim) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, judgeTimeout)
 	defer cancel()
+	select {
+	case j.places <- struct{}{}:
+		defer func() { <-j.places }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	now := j.clock.Now()
 	verdicts, changes, err := j.commit(ctx, claims, now)
 	if err != nil {
@@ -172,6 +223,10 @@ func (j *judge) judge(ctx context.Context, shard int, claims []presence.Claim) e
 	var signals []*realtimev1.PresenceSignal
 	var events []*eventv1.Event
 	for _, c := range changes {
+		if c.deleted {
+			signals = append(signals, lastSignal(c.next.user))
+			continue
+		}
 		signals = append(signals, c.next.signal(c.before, c.again))
 		if c.next.online != c.before.online || c.again {
 			events = append(events, c.next.event())
@@ -197,6 +252,7 @@ func (j *judge) judge(ctx context.Context, shard int, claims []presence.Claim) e
 type change struct {
 	before, next sighting
 	again        bool
+	deleted      bool // there is only next.user
 }
 
 // commit decides and stores, in one transaction that holds the people's rows: so
@@ -219,7 +275,8 @@ func (j *judge) commit(ctx context.Context, claims []presence.Claim, now time.Ti
 		for _, c := range claims {
 			before, exists := found[c.User]
 			if !exists {
-				verdicts = append(verdicts, presence.Verdict{Claim: c}) // deleted: nothing to tell
+				verdicts = append(verdicts, presence.Verdict{Claim: c})
+				changes = append(changes, change{next: sighting{user: c.User}, deleted: true})
 				continue
 			}
 			next, verdict := j.decide(before, c, now)
@@ -285,8 +342,10 @@ func (s sighting) event() *eventv1.Event {
 }
 
 // audit looks for people who are online by the tables and of whom the roll knows
-// nothing: those who left while Redis had lost it. It is a job.
+// nothing: those who left while Redis had lost it, and those whom a Redis that was
+// full has given up although they are connected. It is a job.
 func (j *judge) audit(ctx context.Context) error {
+	var errs []error
 	queries := db.New(j.pool)
 	after := uuid.Nil
 	for {
@@ -295,18 +354,27 @@ func (j *judge) audit(ctx context.Context) error {
 			return fmt.Errorf("read who is online: %w", err)
 		}
 		if len(page) == 0 {
-			break
+			return errors.Join(errs...)
 		}
 		after = page[len(page)-1]
 		missing, err := j.roster.Missing(ctx, page)
-		if err != nil {
-			return err
-		}
-		if err := j.roster.Doubt(ctx, j.clock.Now(), missing...); err != nil {
-			return err
-		}
+		errs = append(errs, err, j.suspect(ctx, missing))
 	}
-	if err := queries.PresenceForgetDeleted(ctx, j.clock.Now().Add(-24*time.Hour)); err != nil {
+}
+
+// suspect asks the gateways for people who are missing on the roll, and has them
+// looked at when those have had the time to answer.
+func (j *judge) suspect(ctx context.Context, missing []uuid.UUID) error {
+	if err := presence.PublishMissing(ctx, j.conn, missing); err != nil {
+		return err
+	}
+	return j.roster.Doubt(ctx, j.clock.Now().Add(auditWait), missing...)
+}
+
+// forgetDeleted removes what was stored of people while they were being deleted. It
+// is a job, and needs no Redis.
+func (s *sightings) forgetDeleted(ctx context.Context) error {
+	if err := db.New(s.pool).PresenceForgetDeleted(ctx, s.clock.Now().Add(-forgetFor)); err != nil {
 		return fmt.Errorf("forget the deleted: %w", err)
 	}
 	return nil

@@ -63,6 +63,9 @@ func (s *Service) UpdateProfile(ctx context.Context, req *userv1.UpdateProfileRe
 	if err != nil {
 		return nil, err
 	}
+	if err := s.pace.update(ctx); err != nil {
+		return nil, err
+	}
 	if _, err := s.own(ctx, id); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/identity"
+	"github.com/parleychat/parley/pkg/outbox"
 	"github.com/parleychat/parley/pkg/portability"
 	"github.com/parleychat/parley/pkg/presence"
 	"github.com/parleychat/parley/pkg/rpc"
@@ -67,15 +69,17 @@ type sightings struct {
 	log        *slog.Logger
 	conn       *nats.Conn
 	roster     *presence.Roster // nil without Redis: nothing is known
+	outbox     *outbox.Outbox
 	visibility Visibility
-	// looked is when the roll was last read to its end, in nanoseconds of the system;
-	// 0 if it never was.
-	looked atomic.Int64
+	pace       *pace
+	// looked is when the shards of the roll were last read, in nanoseconds of the
+	// system; 0 if one never was.
+	looked [presence.Shards]atomic.Int64
 }
 
-// known says whether it is known who is connected.
-func (s *sightings) known() bool {
-	at := s.looked.Load()
+// known says whether it is known if somebody is connected.
+func (s *sightings) known(user uuid.UUID) bool {
+	at := s.looked[presence.ShardOf(user)].Load()
 	return at != 0 && time.Since(time.Unix(0, at)) < rollTrust //nolint:forbidigo // see judge.tell
 }
 
@@ -90,6 +94,9 @@ func (s *sightings) BatchGetPresence(ctx context.Context, req *userv1.BatchGetPr
 		}
 		people = append(people, id)
 	}
+	if err := s.pace.look(ctx, len(people)); err != nil {
+		return nil, err
+	}
 	slices.SortFunc(people, compareIDs)
 	people, err := s.visibleTo(ctx, viewer, slices.Compact(people))
 	if err != nil {
@@ -103,21 +110,49 @@ func (s *sightings) BatchGetPresence(ctx context.Context, req *userv1.BatchGetPr
 	for _, row := range rows {
 		told[row.UserID] = toSighting(row)
 	}
-	known := s.known()
+	deleted, err := s.deleted(ctx, people, told)
+	if err != nil {
+		return nil, err
+	}
 	res := &userv1.BatchGetPresenceResponse{}
 	for _, id := range people {
 		seen := told[id] // nobody yet: offline, never seen
 		seen.user = id
 		p := seen.shown()
-		if id == viewer {
+		switch {
+		case deleted[id]:
+			p = lastPresence(id)
+		case id == viewer:
 			p = seen.own()
 		}
-		if !known {
+		if !deleted[id] && !s.known(id) {
 			p.State, p.Devices, p.LastSeenAt = realtimev1.PresenceState_PRESENCE_STATE_UNSPECIFIED, nil, nil
 		}
 		res.Presences = append(res.Presences, p)
 	}
 	return res, nil
+}
+
+// deleted finds out which of those of whom nothing was told are nobody any more.
+func (s *sightings) deleted(ctx context.Context, people []uuid.UUID, told map[uuid.UUID]sighting) (map[uuid.UUID]bool, error) {
+	var rest []uuid.UUID
+	for _, id := range people {
+		if _, ok := told[id]; !ok {
+			rest = append(rest, id)
+		}
+	}
+	if len(rest) == 0 {
+		return nil, nil //nolint:nilnil // a map without anybody
+	}
+	gone, err := db.New(s.pool).ProfilesDeleted(ctx, rest)
+	if err != nil {
+		return nil, fmt.Errorf("select who was deleted: %w", err)
+	}
+	deleted := make(map[uuid.UUID]bool, len(gone))
+	for _, id := range gone {
+		deleted[id] = true
+	}
+	return deleted, nil
 }
 
 // visibleTo leaves those whom the viewer may see: everything that shows somebody's
@@ -154,6 +189,9 @@ func (s *sightings) GetPresenceSettings(ctx context.Context, _ *userv1.GetPresen
 // leaves nobody visible who does not want to be. If that cannot be (Redis is away)
 // and the signal fails too, the caller hears of it and tries again.
 func (s *sightings) UpdatePresenceSettings(ctx context.Context, req *userv1.UpdatePresenceSettingsRequest) (*userv1.UpdatePresenceSettingsResponse, error) {
+	if err := s.pace.update(ctx); err != nil {
+		return nil, err
+	}
 	person := identity.From(ctx).UserID
 	now := s.clock.Now()
 	doubted := s.doubt(ctx, now.Add(tellAgain), person)
@@ -164,6 +202,9 @@ func (s *sightings) UpdatePresenceSettings(ctx context.Context, req *userv1.Upda
 	if next != nil {
 		// Also when nothing changed: the caller may be repeating what was not told.
 		told := presence.Publish(ctx, s.conn, []*realtimev1.PresenceSignal{next.signal(sighting{}, true)})
+		if told == nil {
+			told = presence.PublishRechecks(ctx, s.conn, presence.Pair{User: person})
+		}
 		if told != nil {
 			s.log.WarnContext(ctx, "a change of visibility was not told at once", "error", told)
 		}
@@ -186,23 +227,28 @@ func (s *sightings) doubt(ctx context.Context, at time.Time, person uuid.UUID) e
 // hide stores what the person wants; nil if there is no such person any more.
 func (s *sightings) hide(ctx context.Context, person uuid.UUID, invisible bool, now time.Time) (*sighting, error) {
 	var next *sighting
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err := s.outbox.Tx(ctx, func(tx pgx.Tx, emit emitFunc) error {
 		queries := db.New(tx)
 		found, err := lockSightings(ctx, queries, []uuid.UUID{person})
 		if err != nil || len(found) == 0 {
 			return err
 		}
-		changed := found[person].hidden(invisible, now)
+		before := found[person]
+		changed := before.hidden(invisible, now)
 		next = &changed
-		return queries.PresenceHide(ctx, db.PresenceHideParams{
+		if changed.version == before.version {
+			return nil
+		}
+		err = queries.PresenceHide(ctx, db.PresenceHideParams{
 			UserID: person, Invisible: changed.invisible, ShownSeenAt: changed.shownSeen,
 			Version: changed.version, ShownVersion: changed.shownVersion,
 		})
+		if err != nil {
+			return fmt.Errorf("store the visibility: %w", err)
+		}
+		return emit(presenceSettingsChanged(changed))
 	})
-	if err != nil {
-		return nil, fmt.Errorf("store the visibility: %w", err)
-	}
-	return next, nil
+	return next, err
 }
 
 // lockSightings reads people for a change, and makes the rows of those who have
@@ -225,9 +271,11 @@ func lockSightings(ctx context.Context, queries *db.Queries, people []uuid.UUID)
 }
 
 type ownPresence struct {
-	Invisible  bool       `json:"invisible"`
-	Online     bool       `json:"online"`
-	LastSeenAt *time.Time `json:"last_seen_at,omitempty"`
+	Invisible       bool           `json:"invisible"`
+	Online          bool           `json:"online"`
+	Devices         map[string]int `json:"devices,omitempty"`
+	LastSeenAt      *time.Time     `json:"last_seen_at,omitempty"`
+	ShownLastSeenAt *time.Time     `json:"shown_last_seen_at,omitempty"`
 }
 
 // exportPresence adds what is stored about when a person was there.
@@ -239,9 +287,25 @@ func exportPresence(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID, files
 	if len(rows) == 0 {
 		return nil
 	}
-	own := ownPresence{Invisible: rows[0].Invisible, Online: rows[0].Online}
-	if seen := rows[0].LastSeenAt.UTC(); !never(seen) {
-		own.LastSeenAt = &seen
+	stored := toSighting(rows[0])
+	own := ownPresence{
+		Invisible: stored.invisible, Online: stored.online, Devices: map[string]int{},
+		LastSeenAt: seenAt(stored.lastSeen), ShownLastSeenAt: seenAt(stored.shownSeen),
+	}
+	for kind, count := range stored.devices {
+		if count > 0 {
+			name := strings.TrimPrefix(realtimev1.DeviceKind(kind).String(), "DEVICE_KIND_")
+			own.Devices[strings.ToLower(name)] = int(count)
+		}
 	}
 	return files.JSON("presence.json", own)
+}
+
+// seenAt leaves out that somebody never was.
+func seenAt(t time.Time) *time.Time {
+	if never(t) {
+		return nil
+	}
+	t = t.UTC()
+	return &t
 }

@@ -42,6 +42,8 @@ type presenceWorld struct {
 
 	mu    sync.Mutex
 	heard []*realtimev1.PresenceSignal
+	gates []*gate
+	again []presence.Pair
 }
 
 func startPresence(t *testing.T, opts servicetest.Options, visibility user.Visibility) *presenceWorld {
@@ -50,6 +52,8 @@ func startPresence(t *testing.T, opts servicetest.Options, visibility user.Visib
 	if visibility != nil {
 		def = user.DefinitionWith(visibility)
 	}
+	// The clock stands still, so what is asked in a loop would reach the limit.
+	opts.Settings = append(opts.Settings, "PARLEY_USER_LOOK_LIMIT=1000000")
 	w := &presenceWorld{Harness: servicetest.Start(t, opts, def), t: t}
 	f := &presence.Follower{
 		Conn: w.Bus.Conn(), Log: testkit.Logger(t), Loss: func() {},
@@ -57,6 +61,18 @@ func startPresence(t *testing.T, opts servicetest.Options, visibility user.Visib
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.heard = append(w.heard, s)
+		},
+		Missing: func(user uuid.UUID) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, g := range w.gates {
+				g.missing(user)
+			}
+		},
+		Recheck: func(user, viewer uuid.UUID) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.again = append(w.again, presence.Pair{User: user, Viewer: viewer})
 		},
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -166,6 +182,9 @@ func (w *presenceWorld) gate(lease time.Duration) *gate {
 			}
 		},
 	})
+	w.mu.Lock()
+	w.gates = append(w.gates, g)
+	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
 	g.stop = cancel
 	go func() {
@@ -198,6 +217,16 @@ func (g *gate) set(person uuid.UUID, devices ...presence.Device) {
 	}
 	g.mu.Unlock()
 	g.reporter.Changed(person)
+}
+
+// missing reports somebody again who is connected here.
+func (g *gate) missing(person uuid.UUID) {
+	g.mu.Lock()
+	_, here := g.people[person]
+	g.mu.Unlock()
+	if here {
+		g.reporter.Changed(person)
+	}
 }
 
 func phone() presence.Device {

@@ -38,6 +38,9 @@ func (s *Service) GetUser(ctx context.Context, req *userv1.GetUserRequest) (*use
 			return nil, fmt.Errorf("parse an id that was validated: %w", err)
 		}
 	}
+	if err := s.pace.look(ctx, 1); err != nil {
+		return nil, err
+	}
 	found, err := s.lookUp(ctx, []uuid.UUID{id})
 	if err != nil {
 		return nil, err
@@ -58,6 +61,9 @@ func (s *Service) BatchGetUsers(ctx context.Context, req *userv1.BatchGetUsersRe
 		}
 		ids = append(ids, id)
 	}
+	if err := s.pace.look(ctx, len(ids)); err != nil {
+		return nil, err
+	}
 	found, err := s.lookUp(ctx, ids)
 	if err != nil {
 		return nil, err
@@ -74,6 +80,9 @@ func (s *Service) lookUp(ctx context.Context, ids []uuid.UUID) ([]*userv1.User, 
 	missing := withoutProfile(ids, found)
 	if len(missing) == 0 {
 		return found, nil
+	}
+	if err := s.pace.stranger(ctx, len(missing)); err != nil {
+		return nil, err
 	}
 	late, err := s.fetch(ctx, missing)
 	if err != nil {

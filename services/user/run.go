@@ -35,35 +35,44 @@ func setup(ctx context.Context, rt *service.Runtime, visibility Visibility) erro
 		rt.Log.WarnContext(ctx, "nobody can be deleted and nothing exported: PARLEY_USER_SERVICES is not set")
 	}
 	s := &Service{
-		pool: rt.DB, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log,
+		pool: rt.DB, outbox: rt.Outbox, conn: rt.Bus.Conn(), clock: rt.Clock, log: rt.Log,
 		accounts:      authv1connect.NewAuthServiceClient(rt.Dial("auth")),
 		confirmations: authv1connect.NewConfirmationServiceClient(rt.Dial("auth")),
 		services:      rt.Services, exporters: dialExporters(rt), exports: make(chan struct{}, cfg.ExportPlaces),
 		confirmationAge: cfg.ConfirmationAge, deletionGrace: cfg.DeletionGrace, erasureLate: cfg.ErasureLate,
+		erasureRepeat: cfg.ErasureRepeat,
 		exportsPerDay: cfg.ExportsPerDay,
 	}
 	if err := s.setupHot(rt, cfg.SearchLimit); err != nil {
+		return err
+	}
+	var err error
+	if s.pace, err = newPace(rt, cfg); err != nil {
 		return err
 	}
 	rt.Handle(userv1connect.NewUserServiceHandler(s, rt.Options()...))
 	rt.Handle(userv1connect.NewProfileServiceHandler(s, rt.Options()...))
 	rt.Handle(userv1connect.NewDirectoryServiceHandler(s, rt.Options()...))
 	rt.Handle(userv1connect.NewDeletionServiceHandler(s, rt.Options()...))
-	rt.Handle(userv1connect.NewExportServiceHandler(s, rt.Options()...))
+	path, exports := userv1connect.NewExportServiceHandler(s, rt.Options()...)
+	rt.Handle(path, unstalled(exports, cfg.ExportStall))
 	rt.Listen(s.listeners()...)
 	rt.Listen(s.reports()...)
 	rt.Job(job.Job{Name: "finish-deletions", Every: 10 * time.Second, Run: s.finishDeletions})
-	rt.Job(job.Job{Name: "watch-erasures", Every: 10 * time.Minute, Run: s.warnOfLateErasures})
+	rt.Job(job.Job{Name: "watch-erasures", Every: 10 * time.Minute, Run: s.watchErasures})
 	rt.Job(job.Job{Name: "index-names", Every: 10 * time.Minute, Run: s.indexNames})
 	rt.Job(job.Job{Name: "prune-exports", Every: time.Hour, Run: s.pruneExports})
 	rt.Go("erasure metrics", s.observeErasures)
-	return setupPresence(ctx, rt, cfg, visibility)
+	return setupPresence(ctx, rt, cfg, s.pace, visibility)
 }
 
 // setupPresence starts what tells who is online. Without Redis nothing is known.
-func setupPresence(ctx context.Context, rt *service.Runtime, cfg settings, visibility Visibility) error {
-	s := &sightings{pool: rt.DB, clock: rt.Clock, log: rt.Log, conn: rt.Bus.Conn(), visibility: visibility}
+func setupPresence(ctx context.Context, rt *service.Runtime, cfg settings, pace *pace, visibility Visibility) error {
+	s := &sightings{
+		pool: rt.DB, outbox: rt.Outbox, clock: rt.Clock, log: rt.Log, conn: rt.Bus.Conn(), visibility: visibility, pace: pace,
+	}
 	rt.Handle(userv1connect.NewPresenceServiceHandler(s, rt.Options()...))
+	rt.Job(job.Job{Name: "forget-presence", Every: forgetEvery, Run: s.forgetDeleted})
 	if rt.Redis == nil {
 		rt.Log.WarnContext(ctx, "it is not known who is online: PARLEY_USER_REDIS_URL is not set")
 		return nil

@@ -1,6 +1,7 @@
 package user
 
 import (
+	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -127,6 +128,22 @@ func (s sighting) toPresence(online bool, seen time.Time, version int64) *realti
 		}
 	}
 	return p
+}
+
+// lastVersion is that of what is told about somebody who was deleted: nothing comes
+// after it. So it does not matter what was told before, nor how often it is told.
+const lastVersion = math.MaxInt64
+
+// lastPresence is what is told about somebody who was deleted.
+func lastPresence(user uuid.UUID) *realtimev1.Presence {
+	return &realtimev1.Presence{
+		UserId: user.String(), State: realtimev1.PresenceState_PRESENCE_STATE_OFFLINE, Version: lastVersion,
+	}
+}
+
+// lastSignal tells gateways of it.
+func lastSignal(user uuid.UUID) *realtimev1.PresenceSignal {
+	return &realtimev1.PresenceSignal{UserId: user[:], Shown: lastPresence(user), Own: lastPresence(user)}
 }
 
 // signal tells gateways what changed from before, or everything there is.

@@ -8,3 +8,16 @@ FROM member AS m
 JOIN conversation AS c ON c.id = m.conversation_id
 WHERE m.conversation_id = @conversation_id AND m.left_seq = 0
 LIMIT @most;
+
+-- Somebody whose account has not been heard of yet is there all the same.
+-- name: InvisibleUpsert :exec
+INSERT INTO person (id, version, invisible, invisible_version)
+VALUES (@id, 0, @invisible, @version)
+ON CONFLICT (id) DO UPDATE SET invisible = excluded.invisible, invisible_version = excluded.invisible_version
+WHERE person.invisible_version < excluded.invisible_version AND NOT person.forgotten;
+
+-- name: InvisibleNow :one
+SELECT EXISTS (SELECT FROM person WHERE id = @id AND invisible)::boolean AS invisible;
+
+-- name: InvisibleForget :exec
+UPDATE person SET invisible = false, invisible_version = 0 WHERE id = @id;

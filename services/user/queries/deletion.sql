@@ -37,6 +37,29 @@ ON CONFLICT (user_id, service) DO UPDATE SET done_at = coalesce(erasure.done_at,
 -- name: ErasureByUser :many
 SELECT service, requested_at, done_at FROM erasure WHERE user_id = @user_id ORDER BY service;
 
+-- A deleted person whom some service has not forgotten since it was told last.
+-- name: ErasureOpenSince :one
+SELECT d.user_id, d.deleted_at::timestamptz AS deleted_at, p.version
+FROM deletion AS d
+JOIN profile AS p ON p.id = d.user_id
+WHERE d.user_id IN (SELECT e.user_id FROM erasure AS e WHERE e.done_at IS NULL)
+  AND d.deleted_at IS NOT NULL AND coalesce(d.told_at, d.deleted_at) <= @before::timestamptz
+ORDER BY d.user_id
+LIMIT 1
+FOR UPDATE OF d SKIP LOCKED;
+
+-- name: ErasureTold :exec
+UPDATE deletion SET told_at = @told_at::timestamptz WHERE user_id = @user_id;
+
+-- All lines of people who were deleted since then are open again, and to be told.
+-- name: ErasureReopen :exec
+UPDATE erasure AS e SET done_at = NULL, requested_at = @now
+FROM deletion AS d
+WHERE d.user_id = e.user_id AND d.deleted_at >= @since::timestamptz;
+
+-- name: ErasureReopened :execrows
+UPDATE deletion SET told_at = 'epoch' WHERE deleted_at >= @since::timestamptz;
+
 -- name: ErasureLate :many
 SELECT service, count(*) AS people, min(requested_at)::timestamptz AS oldest FROM erasure
 WHERE done_at IS NULL AND requested_at <= @before

@@ -10,3 +10,12 @@ DELETE FROM export_run WHERE user_id = @user_id;
 
 -- name: ExportRunPrune :exec
 DELETE FROM export_run WHERE started_at < @before;
+
+-- name: ExportRunByUser :many
+SELECT started_at FROM export_run WHERE user_id = @user_id ORDER BY started_at;
+
+-- name: ExportRunCancel :exec
+DELETE FROM export_run WHERE id = @id;
+
+-- name: StandingByUser :one
+SELECT suspended FROM standing WHERE user_id = @user_id;

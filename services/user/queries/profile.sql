@@ -9,6 +9,9 @@ ON CONFLICT (id) DO NOTHING;
 SELECT id, username, display_name, bio, version, created_at, (deleted_at IS NOT NULL)::boolean AS deleted
 FROM profile WHERE id = ANY(@ids::uuid[]);
 
+-- name: ProfilesDeleted :many
+SELECT id FROM profile WHERE id = ANY(@ids::uuid[]) AND deleted_at IS NOT NULL;
+
 -- name: ProfileOwn :one
 SELECT id, username, display_name, bio, locale, discoverable, version, account_version, created_at,
     (deleted_at IS NOT NULL)::boolean AS deleted

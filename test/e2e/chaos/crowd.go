@@ -38,6 +38,8 @@ type crowd struct {
 	rec   *history.Recorder
 
 	acked, retried atomic.Int64
+	// resets are devices that were told to forget what they had; marked are watermarks that were moved.
+	resets, marked atomic.Int64
 	// lastAck and longest measure the silence: Unix nanoseconds of the newest
 	// acknowledgement of anybody, and the longest time between two.
 	lastAck, longest atomic.Int64
@@ -46,6 +48,7 @@ type crowd struct {
 	gate sync.RWMutex
 
 	strings sync.Map // interned
+	marks   sync.WaitGroup
 
 	mu   sync.Mutex
 	errs []error
@@ -89,7 +92,7 @@ func (c *crowd) pair(ctx context.Context) (*talk, error) {
 	}
 	for _, p := range k.members {
 		for gateway, name := range []string{"phone", "laptop"} {
-			k.devices = append(k.devices, newDevice(p, name, k.id, gateway, c.intern))
+			k.devices = append(k.devices, newDevice(p, name, k.id, gateway, c.intern, &c.resets))
 		}
 	}
 	return k, nil
@@ -122,7 +125,10 @@ func (c *crowd) start(t testing.TB, rate int) {
 			sending.Go(func() { c.send(t.Context(), k, d, pace) })
 		}
 	}
-	t.Cleanup(sending.Wait) // the test's context has ended by then
+	t.Cleanup(func() { // the test's context has ended by then
+		sending.Wait()
+		c.marks.Wait()
+	})
 }
 
 // send sends a message each pace, from a random moment on. A message that takes
@@ -142,12 +148,41 @@ func (c *crowd) send(ctx context.Context, k *talk, d *device, pace time.Duration
 		c.gate.RLock()
 		err := c.say(ctx, k, d, fmt.Sprintf("%s says %d", d.name, n))
 		c.gate.RUnlock()
-		if err != nil && ctx.Err() == nil {
-			c.mu.Lock()
-			c.errs = append(c.errs, fmt.Errorf("%s: %w", d.name, err))
-			c.mu.Unlock()
+		c.failed(ctx, d, err)
+		if n%2 == 1 { // half as often as there are messages, as phones gather them
+			c.mark(ctx, k, d, n%4 == 1)
 		}
 	}
+}
+
+// mark has a device say what it showed, or what was read, beside its messages and one at a time. It is not tried again: the
+// next one says more.
+func (c *crowd) mark(ctx context.Context, k *talk, d *device, read bool) {
+	seq := d.head()
+	if seq == 0 || !d.marking.CompareAndSwap(false, true) {
+		return
+	}
+	c.marks.Go(func() {
+		defer d.marking.Store(false)
+		c.gate.RLock()
+		defer c.gate.RUnlock()
+		err := d.mark(ctx, k.id, seq, read)
+		if err == nil {
+			c.marked.Add(1)
+		} else if !passes(err) {
+			c.failed(ctx, d, fmt.Errorf("mark: %w", err))
+		}
+	})
+}
+
+// failed notes what went wrong for good, unless the test ends.
+func (c *crowd) failed(ctx context.Context, d *device, err error) {
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.errs = append(c.errs, fmt.Errorf("%s: %w", d.name, err))
 }
 
 // say sends one message, tries again until its outcome is known, and records all
@@ -263,6 +298,20 @@ func (c *crowd) home(ctx context.Context) bool {
 	})
 }
 
+// unserved is how many devices have no acknowledgement of a message that they sent after a moment. Those of a gateway
+// that stands still do not count.
+func (c *crowd) unserved(since time.Time, frozen string) int {
+	n := 0
+	for _, k := range c.talks {
+		for _, d := range k.devices {
+			if _, ok := d.provenSince(since); !ok && frozen != fmt.Sprintf("gateway-%d", d.gateway+1) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // talksSince says whether in each conversation somebody has sent a message after a
 // moment and got its acknowledgement.
 func (c *crowd) talksSince(since time.Time) bool {
@@ -309,57 +358,7 @@ func (c *crowd) silently(mend func(), wait func(mended time.Time) error) (mended
 	}()
 	mended = time.Now()
 	mend()
-	err = wait(mended)
-	return time.Now(), err
-}
-
-// readLogs reads what is new in every member's log.
-func (c *crowd) readLogs(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce)
-	for _, k := range c.talks {
-		for i, p := range k.members {
-			group.Go(func() (err error) {
-				k.logs[i], err = p.read(ctx, k.id, k.logs[i], c.intern)
-				return err
-			})
-		}
-	}
-	return group.Wait()
-}
-
-// forgetLogs has the next reading begin at the beginning.
-func (c *crowd) forgetLogs() {
-	for _, k := range c.talks {
-		k.logs = [2][]history.Entry{}
-	}
-}
-
-// history is everything up to now. The crowd must be quiet.
-func (c *crowd) history() history.History {
-	h := history.History{Sends: c.rec.History().Sends}
-	for _, k := range c.talks {
-		for i, p := range k.members {
-			h.Logs = append(h.Logs, history.Log{Conversation: k.id, Member: p.id, Entries: k.logs[i]})
-		}
-		for _, d := range k.devices {
-			h.Views = append(h.Views, history.View{Conversation: k.id, Device: d.name, Entries: d.view()})
-		}
-	}
-	return h
-}
-
-// messages is how many messages the logs hold.
-func (c *crowd) messages() int {
-	n := 0
-	for _, k := range c.talks {
-		for _, e := range k.logs[0] {
-			if e.Message {
-				n++
-			}
-		}
-	}
-	return n
+	return mended, wait(mended)
 }
 
 // until polls a condition; false says that it did not come true in time.

@@ -10,6 +10,7 @@ import (
 	"github.com/parleychat/parley/pkg/client"
 	"github.com/parleychat/parley/pkg/history"
 	messagingv1 "github.com/parleychat/parley/proto/gen/parley/messaging/v1"
+	"github.com/parleychat/parley/proto/gen/parley/messaging/v1/messagingv1connect"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 )
 
@@ -23,7 +24,11 @@ type device struct {
 
 	name  string
 	owner *person
-	away  atomic.Bool // at another gateway than its own
+	// gateway is the number of its own; away says that it is at another.
+	gateway int
+	away    atomic.Bool
+	// marking: a watermark is on its way.
+	marking atomic.Bool
 
 	mu      sync.Mutex
 	shown   []history.Entry
@@ -36,11 +41,11 @@ type device struct {
 
 // newDevice makes a device that calls at the gateway with that number, or at
 // another one while that is away, as behind a balancer.
-func newDevice(owner *person, name, conversation string, gateway int, intern func(string) string) *device {
-	d := &device{name: owner.username + " " + name, owner: owner}
+func newDevice(owner *person, name, conversation string, gateway int, intern func(string) string, resets *atomic.Int64) *device {
+	d := &device{name: owner.username + " " + name, owner: owner, gateway: gateway % len(owner.gateways)}
 	d.Device = client.NewDevice(client.DeviceConfig{
 		Config: client.Config{
-			URL: "ws://" + owner.gateways[gateway%len(owner.gateways)] + "/v1/ws", Token: owner.token,
+			URL: "ws://" + owner.gateways[d.gateway] + "/v1/ws", Token: owner.token,
 			OnPush: d.pushed, NetDial: d.dial,
 		},
 		OnEntry: func(e *messagingv1.Entry) {
@@ -53,6 +58,7 @@ func newDevice(owner *person, name, conversation string, gateway int, intern fun
 			d.shown = append(d.shown, entry)
 		},
 		OnReset: func() {
+			resets.Add(1)
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.shown = nil
@@ -95,6 +101,22 @@ func (d *device) home() bool {
 		return false
 	}
 	return true
+}
+
+// mark moves a watermark of the device's owner.
+func (d *device) mark(ctx context.Context, conversation string, seq int64, read bool) error {
+	ctx, cancel := context.WithTimeout(ctx, triedFor)
+	defer cancel()
+	conn, err := d.Connected(ctx)
+	if err != nil {
+		return err
+	}
+	if read {
+		req := &messagingv1.MarkReadRequest{ConversationId: conversation, Seq: seq}
+		return conn.Call(ctx, messagingv1connect.MessagingServiceMarkReadProcedure, "", req, &messagingv1.MarkReadResponse{})
+	}
+	req := &messagingv1.MarkDeliveredRequest{ConversationId: conversation, Seq: seq}
+	return conn.Call(ctx, messagingv1connect.MessagingServiceMarkDeliveredProcedure, "", req, &messagingv1.MarkDeliveredResponse{})
 }
 
 // acked notes an acknowledgement.

@@ -71,12 +71,13 @@ func (w *world) inflict(ctx context.Context, r round) (mended time.Time, err err
 		w.sys.NATS.Wipe()
 		mended = time.Now()
 		w.sys.NATS.Restart()
+		w.wiped = true
 		return mended, nil
 	case poison:
 		mended = time.Now()
 		return mended, w.poison(ctx)
 	case skew:
-		return w.skew(ctx, r), nil
+		return w.skew(ctx, r)
 	}
 	return mended, fmt.Errorf("no such fault: %s", r.Kind)
 }
@@ -93,9 +94,9 @@ func (w *world) kill(ctx context.Context, r round) time.Time {
 	return mended
 }
 
-// freeze stops a process. While it is a replica of messaging that stands still,
-// the other one serves all conversations: nothing that the frozen one holds is in
-// the way.
+// freeze stops a process. Nothing that it holds may be in the way of the others, longer than a transaction may rest
+// (ten seconds): while a replica of messaging stands still, the other one serves every device, and while a gateway does, every
+// device of the other is served.
 func (w *world) freeze(ctx context.Context, r round) (time.Time, error) {
 	frozen := time.Now()
 	for _, name := range r.Targets {
@@ -104,19 +105,22 @@ func (w *world) freeze(ctx context.Context, r round) (time.Time, error) {
 	// Half of the time is for clients to find out; after it everybody is served.
 	pause(ctx, r.For/2)
 	half := time.Now()
-	served := false
+	served := func() bool { return w.crowd.unserved(half, r.Targets[0]) == 0 }
+	good := false
 	for time.Since(frozen) < r.For {
-		served = served || w.crowd.talksSince(half)
+		good = good || served()
 		if !pause(ctx, poll) {
 			break
 		}
 	}
+	good = good || served()
 	for _, name := range r.Targets {
 		w.freezer(name).Resume()
 	}
 	mended := time.Now()
-	if !served && strings.HasPrefix(r.Targets[0], "messaging") {
-		return mended, fmt.Errorf("while %s was frozen, not every conversation went on: %s", r.Targets[0], w.crowd.gaps(half))
+	if !good && replicated(r.Targets[0]) {
+		return mended, fmt.Errorf("while %s was frozen, %d devices were not served by the others: %s", r.Targets[0],
+			w.crowd.unserved(half, r.Targets[0]), w.crowd.gaps(half))
 	}
 	return mended, nil
 }
@@ -133,10 +137,14 @@ func (w *world) cut(ctx context.Context, r round) (time.Time, error) {
 	began := time.Now()
 	var err error
 	if len(r.Targets) > 1 {
-		_, err = w.freeze(ctx, round{Kind: freeze, Targets: r.Targets[1:], For: frozenFor})
+		_, err = w.freeze(ctx, round{Kind: freeze, Targets: r.Targets[1:], For: frozenMeanwhile})
 	}
 	pause(ctx, r.For-time.Since(began))
-	mended, serr := w.crowd.silently(way.Heal, func(mended time.Time) error {
+	mend := func() {
+		w.behind = w.crowd.gaps(time.Time{}).behind
+		way.Heal()
+	}
+	mended, serr := w.crowd.silently(mend, func(mended time.Time) error {
 		// Nobody says anything any more that would show what is missing.
 		if !until(ctx, w.crowd.upToDate) {
 			return fmt.Errorf("after %s of silence, %s", patience, w.crowd.gaps(time.Time{}))
@@ -167,25 +175,41 @@ func (w *world) away(ctx context.Context, r round) (time.Time, error) {
 	if retried > 0 {
 		faults = append(faults, fmt.Errorf("while NATS was away, %d sends had to be repeated", retried))
 	}
-	if expected := int64((r.For - time.Second).Seconds()) * int64(w.cfg.Rate) / 2; acked < expected {
-		faults = append(faults, fmt.Errorf("while NATS was away, %d messages were accepted; half of the load would be %d", acked, expected))
+	part := 0.5 // on a machine that is busy with other tests
+	if w.cfg.Duration > 0 {
+		part = 0.9
+	}
+	if wanted := part * (r.For - time.Second).Seconds() * float64(w.cfg.Rate); float64(acked) < wanted {
+		faults = append(faults, fmt.Errorf("while NATS was away, %d messages were accepted; %.0f %% of the load would be %.0f", acked, 100*part, wanted))
 	}
 	return mended, errors.Join(faults...)
 }
 
-// skew runs a replica with a wrong clock for a while, and kills it then: what it
-// has left behind, with times of another hour, is for the others.
-func (w *world) skew(ctx context.Context, r round) time.Time {
+// skew runs a process with a wrong clock for a while, and kills it then: what it has left behind, with times of another
+// hour, is for the others. People go on while the clock is wrong: all of them if it is a replica's, and somebody in each
+// conversation if it is auth's, whose new tokens are of no use then.
+func (w *world) skew(ctx context.Context, r round) (time.Time, error) {
 	p := w.sys.Process(r.Targets[0])
 	p.Kill9()
 	p.SetClock(r.Offset)
 	p.Start()
-	pause(ctx, r.For)
+	wrong := time.Now()
+	good := func() bool { return w.crowd.unserved(wrong, "") == 0 }
+	if !replicated(r.Targets[0]) {
+		good = func() bool { return w.crowd.talksSince(wrong) }
+	}
+	within, done := context.WithTimeout(ctx, r.For)
+	served := until(within, good)
+	done()
+	pause(ctx, r.For-time.Since(wrong))
 	p.Kill9()
 	p.SetClock(0)
 	mended := time.Now()
 	p.Launch()
-	return mended
+	if !served {
+		return mended, fmt.Errorf("while the clock of %s was wrong, %s", r.Targets[0], w.crowd.gaps(wrong))
+	}
+	return mended, nil
 }
 
 // poison publishes events that cannot be taken. Others of the same types pass at
@@ -197,21 +221,51 @@ func (w *world) poison(ctx context.Context) error {
 	}
 	w.hopeless = append(w.hopeless, hopeless)
 	w.curable = append(w.curable, curable)
+	published := time.Now()
+	if err := w.newcomers(ctx); err != nil {
+		return err
+	}
+	if took := time.Since(published); w.cfg.Duration > 0 && took > passWithin {
+		return fmt.Errorf("behind the poisoned events, newcomers were known only after %s", took)
+	}
+	return nil
+}
+
+// newcomers do what needs every service: two people register, one logs in on another device, renews the session, sees the
+// other and writes. Each step is tried until it succeeds, so the end is when the system serves them.
+func (w *world) newcomers(ctx context.Context) error {
 	a, err := register(ctx, w.sys.Gateways)
 	if err != nil {
 		return err
 	}
+	w.accounts++
 	b, err := register(ctx, w.sys.Gateways)
 	if err != nil {
 		return err
 	}
-	w.accounts += 2
+	w.accounts++
+	if err := a.logIn(ctx); err != nil {
+		return err
+	}
+	if err := a.refresh(ctx); err != nil {
+		return err
+	}
 	if err := a.sees(ctx, b); err != nil {
 		return err
 	}
-	if _, err := a.talkTo(ctx, b); err != nil {
+	conversation, err := a.talkTo(ctx, b)
+	if err != nil {
 		return err
 	}
 	w.conversations++
+	if err := a.write(ctx, conversation, "hello"); err != nil {
+		return err
+	}
+	w.messages++
 	return nil
+}
+
+// replicated says whether there are two of a process.
+func replicated(name string) bool {
+	return strings.HasPrefix(name, "messaging") || strings.HasPrefix(name, "gateway")
 }

@@ -30,6 +30,8 @@ const (
 	// renewBefore is how long before its end a token is refreshed. Auth may be dead
 	// for a round and more.
 	renewBefore = 4 * time.Minute
+	// password is everybody's.
+	password = "of no importance"
 )
 
 // web is one client for all: they are one browser with many tabs.
@@ -48,7 +50,7 @@ type person struct {
 func register(ctx context.Context, gateways []string) (*person, error) {
 	p := &person{gateways: gateways, username: "u" + strings.ReplaceAll(uuid.NewString(), "-", "")[:20]}
 	req := &authv1.RegisterRequest{
-		Email: p.username + "@example.org", Username: p.username, Password: "of no importance", DeviceName: "phone",
+		Email: p.username + "@example.org", Username: p.username, Password: password, DeviceName: "phone",
 	}
 	err := p.insist(ctx, func(ctx context.Context, base string) error {
 		res, err := authv1connect.NewAuthServiceClient(web, base).Register(ctx, req)
@@ -57,10 +59,61 @@ func register(ctx context.Context, gateways []string) (*person, error) {
 		}
 		return err
 	})
+	if connect.CodeOf(err) == connect.CodeAlreadyExists { // by a try of ours whose answer was lost
+		err = p.logIn(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("register: %w", err)
 	}
 	return p, nil
+}
+
+// logIn starts another session.
+func (p *person) logIn(ctx context.Context) error {
+	req := &authv1.LogInRequest{Login: p.username, Password: password, DeviceName: "laptop"}
+	err := p.insist(ctx, func(ctx context.Context, base string) error {
+		res, err := authv1connect.NewAuthServiceClient(web, base).LogIn(ctx, req)
+		if err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.id, p.tokens = res.GetUserId(), res.GetTokens()
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("log in: %w", err)
+	}
+	return nil
+}
+
+// refresh renews the session, though there is time.
+func (p *person) refresh(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.insist(ctx, func(ctx context.Context, base string) error {
+		res, err := authv1connect.NewAuthServiceClient(web, base).Refresh(ctx, &authv1.RefreshRequest{RefreshToken: p.tokens.GetRefreshToken()})
+		if err == nil {
+			p.tokens = res.GetTokens()
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("refresh: %w", err)
+	}
+	return nil
+}
+
+// write sends one message, once however often it is tried.
+func (p *person) write(ctx context.Context, conversation, words string) error {
+	req := &messagingv1.SendMessageRequest{ConversationId: conversation, ClientMessageId: uuid.NewString(), Text: words}
+	err := p.insist(ctx, func(ctx context.Context, base string) error {
+		_, err := messagingv1connect.NewMessagingServiceClient(web, base, p.bearer()).SendMessage(ctx, req)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
 }
 
 // insist calls at one gateway after the other until a call succeeds, or until no

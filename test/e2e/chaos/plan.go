@@ -12,9 +12,14 @@ const (
 	// frozenFor and cutFor are how long a process is stopped and a network is cut.
 	frozenFor = 10 * time.Second
 	cutFor    = 20 * time.Second
+	// A replica is stopped for longer than a transaction may rest, which is ten seconds: what it holds is given up
+	// meanwhile, and the rest of the time shows it. Beside a cut there is less time.
+	frozenLong, frozenMeanwhile = 25 * time.Second, 15 * time.Second
 	// wrongFor is how long a process runs with a wrong clock.
-	wrongFor = 6 * time.Second
-	hour     = time.Hour
+	wrongFor = 10 * time.Second
+	// passWithin is how long newcomers may take behind poisoned events.
+	passWithin = 5 * time.Second
+	hour       = time.Hour
 )
 
 // round is one fault, or some at once, with the parameters that the seed gave.
@@ -50,7 +55,7 @@ const (
 	away   kind = "away"        // NATS is down
 	wipe   kind = "wipe"        // NATS starts again without its storage
 	poison kind = "poison"      // an event that no listener can take
-	skew   kind = "wrong clock" // of one replica
+	skew   kind = "wrong clock" // of one process
 )
 
 // planner makes rounds from a seed. The same seed gives the same rounds.
@@ -106,6 +111,9 @@ func (p *planner) fill(r *round) {
 		}
 	case freeze:
 		r.Targets, r.For = one(freezable...), frozenFor
+		if replicated(r.Targets[0]) {
+			r.For = frozenLong
+		}
 	case cut, hang:
 		r.Targets, r.For = one("gateway-1", "gateway-2"), cutFor
 	case away:
@@ -117,8 +125,10 @@ func (p *planner) fill(r *round) {
 		r.Targets = []string{"nats"}
 	case poison:
 	case skew:
-		r.Targets, r.For, r.Offset = one("messaging-1", "messaging-2"), wrongFor, hour
-		if p.random.IntN(2) == 0 {
+		r.Targets, r.For, r.Offset = one("messaging-1", "messaging-2", "messaging-1", "messaging-2", "auth"), wrongFor, hour
+		// Tokens of an auth that is ahead look good to whoever holds them and to nobody else; here people only renew those
+		// that look old.
+		if p.random.IntN(2) == 0 || r.Targets[0] == "auth" {
 			r.Offset = -hour
 		}
 	}

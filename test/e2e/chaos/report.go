@@ -53,18 +53,28 @@ func (r Report) JSON() string {
 
 // String is a round as one line for people.
 func (r Result) String() string {
-	text := fmt.Sprintf("%3d  %-48s recovered %5.1f s  settled %5.1f s  silence %4.1f s  acked %6d  retried %4d  judged %7d",
-		r.Round, r.Fault, r.Recovery, r.Settled, r.Silence, r.Acked, r.Retried, r.Messages)
+	text := fmt.Sprintf("%3d  %-48s recovered %5.1f s  settled %5.1f s  silence %4.1f s  acked %6d  retried %4d  judged %7d  load %s",
+		r.Round, r.Fault, r.Recovery, r.Settled, r.Silence, r.Acked, r.Retried, r.Messages, r.Load)
 	if r.Repair > 0 {
 		text += fmt.Sprintf("  right after %.1f s of silence", r.Repair)
 	}
 	if r.Recovery > 3 { // of interest
 		text += "  last: " + r.Last
 	}
+	if r.Replayed > 0 {
+		text += fmt.Sprintf("  %d messages in the stream again", r.Replayed)
+	}
 	if len(r.Wrong) > 0 {
 		text += "\n     WRONG: " + strings.Join(r.Wrong, "\n     ")
 	}
 	return text
+}
+
+// loadAverage is that of the last minute.
+func loadAverage() string {
+	raw, _ := os.ReadFile("/proc/loadavg") // unknown elsewhere
+	one, _, _ := strings.Cut(string(raw), " ")
+	return one
 }
 
 // machine describes what the run ran on.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,15 +35,24 @@ type Result struct {
 	Round int    `json:"round"`
 	Fault string `json:"fault"`
 	// Recovery is from the moment when the fault was over until everybody had sent,
-	// got the acknowledgement, and seen what the others sent. Settled is until the
-	// witness had been told of everything.
-	Recovery float64 `json:"recovery_s"`
-	Settled  float64 `json:"settled_s"`
+	// got the acknowledgement, and seen what the others sent, and newcomers could register, log in, renew their session,
+	// look up a profile and write. Newcomers is the time of those alone. Settled is until the witness had been told of everything.
+	Recovery  float64 `json:"recovery_s"`
+	Newcomers float64 `json:"newcomers_s"`
+	Settled   float64 `json:"settled_s"`
 	// Last is what was missing last.
 	Last string `json:"last_missing,omitempty"`
 	// Repair is, after a cut, the time until every device showed everything though
 	// nobody sent anything any more.
 	Repair float64 `json:"repair_s,omitempty"`
+	// Behind is how many devices were, when the cut ended.
+	Behind int `json:"behind,omitempty"`
+	// Replayed are the messages that a wiped stream holds again.
+	Replayed int `json:"replayed,omitempty"`
+	// Resets are devices that the server told to forget what they had.
+	Resets int64 `json:"resets,omitempty"`
+	// Load is the machine's load average when the round ended.
+	Load string `json:"load_average"`
 	// Silence is the longest time without any acknowledgement, in the round.
 	Silence float64 `json:"longest_silence_s"`
 	// Acked and Retried are messages in the round, with what failed at first tries.
@@ -63,14 +73,19 @@ type world struct {
 	crowd   *crowd
 	witness *witness
 
-	// accounts and conversations are how many there are, besides the poisoned.
-	accounts, conversations int
-	hopeless, curable       []string
+	// accounts, conversations and messages are how many there are, besides the poisoned and the crowd's messages.
+	accounts, conversations, messages int
+	hopeless, curable                 []string
 	// backlog is when NATS was away in this round.
 	backlog *window
 	// repaired is how long after a cut, in this round, devices took to be right
 	// though nobody said anything.
 	repaired time.Duration
+	// behind is how many devices were when the network came back, wiped whether the streams are new, in this round.
+	behind int
+	wiped  bool
+	// crashed counts the rounds since PostgreSQL was killed, which makes devices forget.
+	crashed int
 }
 
 // Run starts the system, breaks it round by round, and reports every promise that
@@ -148,7 +163,11 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	}
 	acked, retried := w.crowd.acked.Load(), w.crowd.retried.Load()
 	w.crowd.longest.Store(0)
-	w.backlog, w.repaired = nil, 0
+	w.backlog, w.repaired, w.behind, w.wiped = nil, 0, 0, false
+	w.crashed++
+	if r.Kind == kill && slices.Contains(r.Targets, "postgres") {
+		w.crashed = 0
+	}
 
 	if r.Kind == wipe {
 		// Dead letters are in what is wiped. Those of real events come again with
@@ -157,6 +176,8 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	}
 	mended, err := w.inflict(ctx, r)
 	wrong(err)
+	newcomers := make(chan error, 1)
+	go func() { newcomers <- measured(&res.Newcomers, mended, func() error { return w.newcomers(ctx) }) }()
 	recovered := until(ctx, func() bool {
 		g := w.crowd.gaps(mended)
 		if g != (gaps{}) {
@@ -165,6 +186,10 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 		return g == gaps{}
 	})
 	res.Recovery = time.Since(mended).Seconds()
+	if err := <-newcomers; err != nil {
+		wrong(fmt.Errorf("newcomers: %w", err))
+	}
+	res.Recovery = max(res.Recovery, res.Newcomers)
 	if !recovered {
 		wrong(fmt.Errorf("%s after the fault: %s", patience, w.crowd.gaps(mended)))
 	} else if res.Recovery > w.cfg.RecoverWithin.Seconds() {
@@ -174,15 +199,32 @@ func (w *world) play(t testing.TB, number int, r round) Result {
 	if !w.crowd.home(ctx) {
 		wrong(errors.New("not every device comes back to its own gateway"))
 	}
-	res.Repair = w.repaired.Seconds()
+	res.Repair, res.Behind = w.repaired.Seconds(), w.behind
+	if res.Resets = w.crowd.resets.Swap(0); res.Resets > 0 && w.crashed > 1 {
+		wrong(fmt.Errorf("%d devices were told to forget what they had, and PostgreSQL was not killed", res.Resets))
+	}
 	res.Silence = time.Duration(w.crowd.longest.Load()).Seconds()
 	res.Acked, res.Retried = w.crowd.acked.Load()-acked, w.crowd.retried.Load()-retried
 	wrong(w.crowd.quiet(ctx, func() error {
 		res.Messages = w.crowd.messages()
-		return w.judge(ctx)
+		err := w.judge(ctx)
+		if w.wiped {
+			var rerr error
+			res.Replayed, rerr = w.witness.replayed(ctx, w.crowd.messages()+w.messages)
+			err = errors.Join(err, rerr)
+		}
+		return err
 	}))
 	res.Settled = time.Since(mended).Seconds()
+	res.Load = loadAverage()
 	return res
+}
+
+// measured runs fn and stores the seconds from a moment to its end.
+func measured(into *float64, from time.Time, fn func() error) error {
+	err := fn()
+	*into = time.Since(from).Seconds()
+	return err
 }
 
 // judge requires that every promise was kept up to now. The crowd is quiet.
@@ -193,7 +235,7 @@ func (w *world) judge(ctx context.Context) error {
 	}
 	faults = append(faults, w.witness.check(ctx, map[string]int{
 		"account.registered": w.accounts, "user.created": w.accounts,
-		"conversation.created": w.conversations, "message.created": w.crowd.messages(),
+		"conversation.created": w.conversations, "message.created": w.crowd.messages() + w.messages,
 	}))
 	if w.backlog != nil {
 		faults = append(faults, w.witness.oldestFirst(ctx, *w.backlog))

@@ -101,6 +101,7 @@ func (s *System) plan(o Options) *plan {
 	for _, name := range []string{keyEncryptionKey, "REFRESH_SECRET", "PASSWORD_PEPPER"} {
 		p.secrets = append(p.secrets, variable("auth", name, base64.StdEncoding.EncodeToString(random(32))))
 	}
+	s.databases = p.databases
 	s.seeding = []string{p.databases["auth"], p.secrets[0]}
 	for _, name := range programs[len(programs)-1].names {
 		s.Gateways = append(s.Gateways, p.listen[name])

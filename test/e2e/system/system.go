@@ -71,7 +71,8 @@ type System struct {
 	t         testing.TB
 	processes []*Process // in the order of their start
 	seeding   []string   // see Seeding
-	data      string     // see Data
+	databases map[string]string
+	data      string // see Data
 }
 
 // keyEncryptionKey is auth's variable with the key that seals the signing keys.
@@ -86,6 +87,9 @@ func (s *System) Seeding() (database, variable string) {
 	}
 	return s.seeding[0], s.seeding[1]
 }
+
+// Database is the URL by which a service reaches its schema, with its role, where processes are separate.
+func (s *System) Database(service string) string { return s.databases[service] }
 
 // Data is the data folder of a system in one process.
 func (s *System) Data() string { return s.data }

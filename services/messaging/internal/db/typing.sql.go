@@ -11,6 +11,45 @@ import (
 	"github.com/google/uuid"
 )
 
+const invisibleForget = `-- name: InvisibleForget :exec
+UPDATE person SET invisible = false, invisible_version = 0 WHERE id = $1
+`
+
+func (q *Queries) InvisibleForget(ctx context.Context, id uuid.UUID) error {
+	_, err := q.db.Exec(ctx, invisibleForget, id)
+	return err
+}
+
+const invisibleNow = `-- name: InvisibleNow :one
+SELECT EXISTS (SELECT FROM person WHERE id = $1 AND invisible)::boolean AS invisible
+`
+
+func (q *Queries) InvisibleNow(ctx context.Context, id uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, invisibleNow, id)
+	var invisible bool
+	err := row.Scan(&invisible)
+	return invisible, err
+}
+
+const invisibleUpsert = `-- name: InvisibleUpsert :exec
+INSERT INTO person (id, version, invisible, invisible_version)
+VALUES ($1, 0, $2, $3)
+ON CONFLICT (id) DO UPDATE SET invisible = excluded.invisible, invisible_version = excluded.invisible_version
+WHERE person.invisible_version < excluded.invisible_version AND NOT person.forgotten
+`
+
+type InvisibleUpsertParams struct {
+	ID        uuid.UUID
+	Invisible bool
+	Version   int64
+}
+
+// Somebody whose account has not been heard of yet is there all the same.
+func (q *Queries) InvisibleUpsert(ctx context.Context, arg InvisibleUpsertParams) error {
+	_, err := q.db.Exec(ctx, invisibleUpsert, arg.ID, arg.Invisible, arg.Version)
+	return err
+}
+
 const typingMembers = `-- name: TypingMembers :many
 SELECT m.user_id, c.closed, c.direct_low, c.may_send_low, c.may_send_high,
     (c.checked_at IS NOT NULL)::boolean AS checked

@@ -202,3 +202,71 @@ func (q *Queries) ErasureOpen(ctx context.Context, arg ErasureOpenParams) error 
 	_, err := q.db.Exec(ctx, erasureOpen, arg.UserID, arg.Services, arg.RequestedAt)
 	return err
 }
+
+const erasureOpenSince = `-- name: ErasureOpenSince :one
+SELECT d.user_id, d.deleted_at::timestamptz AS deleted_at, p.version
+FROM deletion AS d
+JOIN profile AS p ON p.id = d.user_id
+WHERE d.user_id IN (SELECT e.user_id FROM erasure AS e WHERE e.done_at IS NULL)
+  AND d.deleted_at IS NOT NULL AND coalesce(d.told_at, d.deleted_at) <= $1::timestamptz
+ORDER BY d.user_id
+LIMIT 1
+FOR UPDATE OF d SKIP LOCKED
+`
+
+type ErasureOpenSinceRow struct {
+	UserID    uuid.UUID
+	DeletedAt time.Time
+	Version   int64
+}
+
+// A deleted person whom some service has not forgotten since it was told last.
+func (q *Queries) ErasureOpenSince(ctx context.Context, before time.Time) (ErasureOpenSinceRow, error) {
+	row := q.db.QueryRow(ctx, erasureOpenSince, before)
+	var i ErasureOpenSinceRow
+	err := row.Scan(&i.UserID, &i.DeletedAt, &i.Version)
+	return i, err
+}
+
+const erasureReopen = `-- name: ErasureReopen :exec
+UPDATE erasure AS e SET done_at = NULL, requested_at = $1
+FROM deletion AS d
+WHERE d.user_id = e.user_id AND d.deleted_at >= $2::timestamptz
+`
+
+type ErasureReopenParams struct {
+	Now   time.Time
+	Since time.Time
+}
+
+// All lines of people who were deleted since then are open again, and to be told.
+func (q *Queries) ErasureReopen(ctx context.Context, arg ErasureReopenParams) error {
+	_, err := q.db.Exec(ctx, erasureReopen, arg.Now, arg.Since)
+	return err
+}
+
+const erasureReopened = `-- name: ErasureReopened :execrows
+UPDATE deletion SET told_at = 'epoch' WHERE deleted_at >= $1::timestamptz
+`
+
+func (q *Queries) ErasureReopened(ctx context.Context, since time.Time) (int64, error) {
+	result, err := q.db.Exec(ctx, erasureReopened, since)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const erasureTold = `-- name: ErasureTold :exec
+UPDATE deletion SET told_at = $1::timestamptz WHERE user_id = $2
+`
+
+type ErasureToldParams struct {
+	ToldAt time.Time
+	UserID uuid.UUID
+}
+
+func (q *Queries) ErasureTold(ctx context.Context, arg ErasureToldParams) error {
+	_, err := q.db.Exec(ctx, erasureTold, arg.ToldAt, arg.UserID)
+	return err
+}

@@ -13,20 +13,25 @@ import (
 )
 
 const directoryByLikeness = `-- name: DirectoryByLikeness :many
-SELECT p.id, p.username, p.display_name, p.bio, p.version, p.created_at
-FROM profile AS p
-WHERE $1::text <% p.search
-  AND p.discoverable AND p.deleted_at IS NULL AND p.id <> $2
-  AND NOT EXISTS (SELECT 1 FROM deletion AS d WHERE d.user_id = p.id)
-  AND NOT EXISTS (SELECT 1 FROM standing AS s WHERE s.user_id = p.id AND s.suspended)
-ORDER BY word_similarity($1::text, p.search) DESC, length(p.search), p.id
+WITH candidate AS (
+    SELECT p.id, p.username, p.display_name, p.bio, p.version, p.created_at, p.search FROM profile AS p
+    WHERE $2::text <% p.search AND p.discoverable AND p.deleted_at IS NULL
+    LIMIT $4
+)
+SELECT c.id, c.username, c.display_name, c.bio, c.version, c.created_at
+FROM candidate AS c
+WHERE c.id <> $1::uuid
+  AND NOT EXISTS (SELECT 1 FROM deletion AS d WHERE d.user_id = c.id)
+  AND NOT EXISTS (SELECT 1 FROM standing AS s WHERE s.user_id = c.id AND s.suspended)
+ORDER BY word_similarity($2::text, c.search) DESC, length(c.search), c.id
 LIMIT $3
 `
 
 type DirectoryByLikenessParams struct {
-	Typed    string
-	Caller   uuid.UUID
-	PageSize int32
+	Caller     uuid.UUID
+	Typed      string
+	PageSize   int32
+	Candidates int32
 }
 
 type DirectoryByLikenessRow struct {
@@ -39,9 +44,14 @@ type DirectoryByLikenessRow struct {
 }
 
 // People one of whose words is spelt like what was typed: by pg_trgm's limit for
-// words, six tenths.
+// words, six tenths. Of those, too, only some are compared.
 func (q *Queries) DirectoryByLikeness(ctx context.Context, arg DirectoryByLikenessParams) ([]DirectoryByLikenessRow, error) {
-	rows, err := q.db.Query(ctx, directoryByLikeness, arg.Typed, arg.Caller, arg.PageSize)
+	rows, err := q.db.Query(ctx, directoryByLikeness,
+		arg.Caller,
+		arg.Typed,
+		arg.PageSize,
+		arg.Candidates,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -68,21 +78,29 @@ func (q *Queries) DirectoryByLikeness(ctx context.Context, arg DirectoryByLikene
 }
 
 const directoryByPrefix = `-- name: DirectoryByPrefix :many
-SELECT p.id, p.username, p.display_name, p.bio, p.version, p.created_at
-FROM profile AS p
-WHERE p.search LIKE $1
-  AND p.discoverable AND p.deleted_at IS NULL AND p.id <> $2
-  AND NOT EXISTS (SELECT 1 FROM deletion AS d WHERE d.user_id = p.id)
-  AND NOT EXISTS (SELECT 1 FROM standing AS s WHERE s.user_id = p.id AND s.suspended)
-ORDER BY lower(p.username) = $3::text DESC, starts_with(lower(p.username), $3::text) DESC, length(p.search), p.id
-LIMIT $4
+WITH candidate AS (
+    (SELECT p.id, p.username, p.display_name, p.bio, p.version, p.created_at, p.search FROM profile AS p
+     WHERE lower(p.username) = $2::text AND p.search LIKE $4 AND p.discoverable AND p.deleted_at IS NULL)
+    UNION
+    (SELECT p.id, p.username, p.display_name, p.bio, p.version, p.created_at, p.search FROM profile AS p
+     WHERE p.search LIKE $4 AND p.discoverable AND p.deleted_at IS NULL
+     LIMIT $5)
+)
+SELECT c.id, c.username, c.display_name, c.bio, c.version, c.created_at
+FROM candidate AS c
+WHERE c.id <> $1::uuid
+  AND NOT EXISTS (SELECT 1 FROM deletion AS d WHERE d.user_id = c.id)
+  AND NOT EXISTS (SELECT 1 FROM standing AS s WHERE s.user_id = c.id AND s.suspended)
+ORDER BY lower(c.username) = $2::text DESC, starts_with(lower(c.username), $2::text) DESC, length(c.search), c.id
+LIMIT $3
 `
 
 type DirectoryByPrefixParams struct {
-	Pattern  string
-	Caller   uuid.UUID
-	Typed    string
-	PageSize int32
+	Caller     uuid.UUID
+	Typed      string
+	PageSize   int32
+	Pattern    string
+	Candidates int32
 }
 
 type DirectoryByPrefixRow struct {
@@ -97,12 +115,17 @@ type DirectoryByPrefixRow struct {
 // People one of whose names, or a word of them, begins with what was typed. pattern
 // is "% typed%": the space and the letters after it are trigrams of the index.
 // Exact user names first, then those that begin so, then the others.
+//
+// Of those that only begin so no more than some are looked at: two letters fit a
+// tenth of all people, and in what order the rest would come means nothing. The
+// person whose user name it is is found apart from them.
 func (q *Queries) DirectoryByPrefix(ctx context.Context, arg DirectoryByPrefixParams) ([]DirectoryByPrefixRow, error) {
 	rows, err := q.db.Query(ctx, directoryByPrefix,
-		arg.Pattern,
 		arg.Caller,
 		arg.Typed,
 		arg.PageSize,
+		arg.Pattern,
+		arg.Candidates,
 	)
 	if err != nil {
 		return nil, err

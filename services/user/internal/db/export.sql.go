@@ -12,6 +12,39 @@ import (
 	"github.com/google/uuid"
 )
 
+const exportRunByUser = `-- name: ExportRunByUser :many
+SELECT started_at FROM export_run WHERE user_id = $1 ORDER BY started_at
+`
+
+func (q *Queries) ExportRunByUser(ctx context.Context, userID uuid.UUID) ([]time.Time, error) {
+	rows, err := q.db.Query(ctx, exportRunByUser, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []time.Time{}
+	for rows.Next() {
+		var started_at time.Time
+		if err := rows.Scan(&started_at); err != nil {
+			return nil, err
+		}
+		items = append(items, started_at)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const exportRunCancel = `-- name: ExportRunCancel :exec
+DELETE FROM export_run WHERE id = $1
+`
+
+func (q *Queries) ExportRunCancel(ctx context.Context, id uuid.UUID) error {
+	_, err := q.db.Exec(ctx, exportRunCancel, id)
+	return err
+}
+
 const exportRunCount = `-- name: ExportRunCount :one
 SELECT count(*) AS runs, coalesce(min(started_at), $1)::timestamptz AS oldest FROM export_run
 WHERE user_id = $2 AND started_at > $1::timestamptz
@@ -65,4 +98,15 @@ DELETE FROM export_run WHERE started_at < $1
 func (q *Queries) ExportRunPrune(ctx context.Context, before time.Time) error {
 	_, err := q.db.Exec(ctx, exportRunPrune, before)
 	return err
+}
+
+const standingByUser = `-- name: StandingByUser :one
+SELECT suspended FROM standing WHERE user_id = $1
+`
+
+func (q *Queries) StandingByUser(ctx context.Context, userID uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, standingByUser, userID)
+	var suspended bool
+	err := row.Scan(&suspended)
+	return suspended, err
 }

@@ -290,6 +290,30 @@ func (q *Queries) ProfilesByID(ctx context.Context, ids []uuid.UUID) ([]Profiles
 	return items, nil
 }
 
+const profilesDeleted = `-- name: ProfilesDeleted :many
+SELECT id FROM profile WHERE id = ANY($1::uuid[]) AND deleted_at IS NOT NULL
+`
+
+func (q *Queries) ProfilesDeleted(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, profilesDeleted, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const standingForget = `-- name: StandingForget :exec
 DELETE FROM standing WHERE user_id = $1
 `

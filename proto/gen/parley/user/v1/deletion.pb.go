@@ -496,6 +496,98 @@ func (x *ServiceErasure) GetDoneAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// RepeatErasuresRequest says from when on.
+type RepeatErasuresRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The time of the backup that was restored, or before it.
+	DeletedSince  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=deleted_since,json=deletedSince,proto3" json:"deleted_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepeatErasuresRequest) Reset() {
+	*x = RepeatErasuresRequest{}
+	mi := &file_parley_user_v1_deletion_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepeatErasuresRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepeatErasuresRequest) ProtoMessage() {}
+
+func (x *RepeatErasuresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_deletion_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepeatErasuresRequest.ProtoReflect.Descriptor instead.
+func (*RepeatErasuresRequest) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_deletion_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RepeatErasuresRequest) GetDeletedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedSince
+	}
+	return nil
+}
+
+// RepeatErasuresResponse answers RepeatErasures.
+type RepeatErasuresResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many people are concerned.
+	People        int64 `protobuf:"varint,1,opt,name=people,proto3" json:"people,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepeatErasuresResponse) Reset() {
+	*x = RepeatErasuresResponse{}
+	mi := &file_parley_user_v1_deletion_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepeatErasuresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepeatErasuresResponse) ProtoMessage() {}
+
+func (x *RepeatErasuresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_deletion_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepeatErasuresResponse.ProtoReflect.Descriptor instead.
+func (*RepeatErasuresResponse) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_deletion_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RepeatErasuresResponse) GetPeople() int64 {
+	if x != nil {
+		return x.People
+	}
+	return 0
+}
+
 var File_parley_user_v1_deletion_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_deletion_proto_rawDesc = "" +
@@ -523,13 +615,18 @@ const file_parley_user_v1_deletion_proto_rawDesc = "" +
 	"\x0eServiceErasure\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12=\n" +
 	"\frequested_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x123\n" +
-	"\adone_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06doneAt2\xa1\x03\n" +
+	"\adone_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06doneAt\"`\n" +
+	"\x15RepeatErasuresRequest\x12G\n" +
+	"\rdeleted_since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\fdeletedSince\"0\n" +
+	"\x16RepeatErasuresResponse\x12\x16\n" +
+	"\x06people\x18\x01 \x01(\x03R\x06people2\x88\x04\n" +
 	"\x0fDeletionService\x12h\n" +
 	"\x0fRequestDeletion\x12&.parley.user.v1.RequestDeletionRequest\x1a'.parley.user.v1.RequestDeletionResponse\"\x04\xa0\xbb\x18\x02\x12e\n" +
 	"\x0eCancelDeletion\x12%.parley.user.v1.CancelDeletionRequest\x1a&.parley.user.v1.CancelDeletionResponse\"\x04\xa0\xbb\x18\x02\x12_\n" +
 	"\vGetDeletion\x12\".parley.user.v1.GetDeletionRequest\x1a#.parley.user.v1.GetDeletionResponse\"\a\xa0\xbb\x18\x02\x90\x02\x01\x12\\\n" +
 	"\n" +
-	"GetErasure\x12!.parley.user.v1.GetErasureRequest\x1a\".parley.user.v1.GetErasureResponse\"\a\xa0\xbb\x18\x04\x90\x02\x01B\xbb\x01\n" +
+	"GetErasure\x12!.parley.user.v1.GetErasureRequest\x1a\".parley.user.v1.GetErasureResponse\"\a\xa0\xbb\x18\x04\x90\x02\x01\x12e\n" +
+	"\x0eRepeatErasures\x12%.parley.user.v1.RepeatErasuresRequest\x1a&.parley.user.v1.RepeatErasuresResponse\"\x04\xa0\xbb\x18\x04B\xbb\x01\n" +
 	"\x12com.parley.user.v1B\rDeletionProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/user/v1;userv1\xa2\x02\x03PUX\xaa\x02\x0eParley.User.V1\xca\x02\x0eParley\\User\\V1\xe2\x02\x1aParley\\User\\V1\\GPBMetadata\xea\x02\x10Parley::User::V1b\x06proto3"
 
 var (
@@ -544,7 +641,7 @@ func file_parley_user_v1_deletion_proto_rawDescGZIP() []byte {
 	return file_parley_user_v1_deletion_proto_rawDescData
 }
 
-var file_parley_user_v1_deletion_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_parley_user_v1_deletion_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_parley_user_v1_deletion_proto_goTypes = []any{
 	(*Deletion)(nil),                // 0: parley.user.v1.Deletion
 	(*RequestDeletionRequest)(nil),  // 1: parley.user.v1.RequestDeletionRequest
@@ -556,32 +653,37 @@ var file_parley_user_v1_deletion_proto_goTypes = []any{
 	(*GetErasureRequest)(nil),       // 7: parley.user.v1.GetErasureRequest
 	(*GetErasureResponse)(nil),      // 8: parley.user.v1.GetErasureResponse
 	(*ServiceErasure)(nil),          // 9: parley.user.v1.ServiceErasure
-	(*timestamppb.Timestamp)(nil),   // 10: google.protobuf.Timestamp
+	(*RepeatErasuresRequest)(nil),   // 10: parley.user.v1.RepeatErasuresRequest
+	(*RepeatErasuresResponse)(nil),  // 11: parley.user.v1.RepeatErasuresResponse
+	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
 }
 var file_parley_user_v1_deletion_proto_depIdxs = []int32{
-	10, // 0: parley.user.v1.Deletion.requested_at:type_name -> google.protobuf.Timestamp
-	10, // 1: parley.user.v1.Deletion.due_at:type_name -> google.protobuf.Timestamp
+	12, // 0: parley.user.v1.Deletion.requested_at:type_name -> google.protobuf.Timestamp
+	12, // 1: parley.user.v1.Deletion.due_at:type_name -> google.protobuf.Timestamp
 	0,  // 2: parley.user.v1.RequestDeletionResponse.deletion:type_name -> parley.user.v1.Deletion
 	0,  // 3: parley.user.v1.GetDeletionResponse.deletion:type_name -> parley.user.v1.Deletion
-	10, // 4: parley.user.v1.GetErasureResponse.requested_at:type_name -> google.protobuf.Timestamp
-	10, // 5: parley.user.v1.GetErasureResponse.due_at:type_name -> google.protobuf.Timestamp
-	10, // 6: parley.user.v1.GetErasureResponse.deleted_at:type_name -> google.protobuf.Timestamp
+	12, // 4: parley.user.v1.GetErasureResponse.requested_at:type_name -> google.protobuf.Timestamp
+	12, // 5: parley.user.v1.GetErasureResponse.due_at:type_name -> google.protobuf.Timestamp
+	12, // 6: parley.user.v1.GetErasureResponse.deleted_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: parley.user.v1.GetErasureResponse.services:type_name -> parley.user.v1.ServiceErasure
-	10, // 8: parley.user.v1.ServiceErasure.requested_at:type_name -> google.protobuf.Timestamp
-	10, // 9: parley.user.v1.ServiceErasure.done_at:type_name -> google.protobuf.Timestamp
-	1,  // 10: parley.user.v1.DeletionService.RequestDeletion:input_type -> parley.user.v1.RequestDeletionRequest
-	3,  // 11: parley.user.v1.DeletionService.CancelDeletion:input_type -> parley.user.v1.CancelDeletionRequest
-	5,  // 12: parley.user.v1.DeletionService.GetDeletion:input_type -> parley.user.v1.GetDeletionRequest
-	7,  // 13: parley.user.v1.DeletionService.GetErasure:input_type -> parley.user.v1.GetErasureRequest
-	2,  // 14: parley.user.v1.DeletionService.RequestDeletion:output_type -> parley.user.v1.RequestDeletionResponse
-	4,  // 15: parley.user.v1.DeletionService.CancelDeletion:output_type -> parley.user.v1.CancelDeletionResponse
-	6,  // 16: parley.user.v1.DeletionService.GetDeletion:output_type -> parley.user.v1.GetDeletionResponse
-	8,  // 17: parley.user.v1.DeletionService.GetErasure:output_type -> parley.user.v1.GetErasureResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 8: parley.user.v1.ServiceErasure.requested_at:type_name -> google.protobuf.Timestamp
+	12, // 9: parley.user.v1.ServiceErasure.done_at:type_name -> google.protobuf.Timestamp
+	12, // 10: parley.user.v1.RepeatErasuresRequest.deleted_since:type_name -> google.protobuf.Timestamp
+	1,  // 11: parley.user.v1.DeletionService.RequestDeletion:input_type -> parley.user.v1.RequestDeletionRequest
+	3,  // 12: parley.user.v1.DeletionService.CancelDeletion:input_type -> parley.user.v1.CancelDeletionRequest
+	5,  // 13: parley.user.v1.DeletionService.GetDeletion:input_type -> parley.user.v1.GetDeletionRequest
+	7,  // 14: parley.user.v1.DeletionService.GetErasure:input_type -> parley.user.v1.GetErasureRequest
+	10, // 15: parley.user.v1.DeletionService.RepeatErasures:input_type -> parley.user.v1.RepeatErasuresRequest
+	2,  // 16: parley.user.v1.DeletionService.RequestDeletion:output_type -> parley.user.v1.RequestDeletionResponse
+	4,  // 17: parley.user.v1.DeletionService.CancelDeletion:output_type -> parley.user.v1.CancelDeletionResponse
+	6,  // 18: parley.user.v1.DeletionService.GetDeletion:output_type -> parley.user.v1.GetDeletionResponse
+	8,  // 19: parley.user.v1.DeletionService.GetErasure:output_type -> parley.user.v1.GetErasureResponse
+	11, // 20: parley.user.v1.DeletionService.RepeatErasures:output_type -> parley.user.v1.RepeatErasuresResponse
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_parley_user_v1_deletion_proto_init() }
@@ -595,7 +697,7 @@ func file_parley_user_v1_deletion_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_user_v1_deletion_proto_rawDesc), len(file_parley_user_v1_deletion_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

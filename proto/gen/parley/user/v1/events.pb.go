@@ -263,7 +263,8 @@ func (x *UserDeletionCancelled) GetCancelledAt() *timestamppb.Timestamp {
 
 // UserDeleted: type user.deleted, key the user's id, key_version the profile's
 // last version. Every service forgets the person and reports it by its event
-// <domain>.person_forgotten.
+// <domain>.person_forgotten. It comes again, as another event with the same key and
+// version, while a service has not reported.
 type UserDeleted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -495,6 +496,186 @@ func (x *UserDataExported) GetExportedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// UserErasureViewed: type user.erasure_viewed, key the view's id. An admin has
+// looked at the ledger of a person.
+type UserErasureViewed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	ViewedBy      string                 `protobuf:"bytes,2,opt,name=viewed_by,json=viewedBy,proto3" json:"viewed_by,omitempty"`
+	ViewedAt      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=viewed_at,json=viewedAt,proto3" json:"viewed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserErasureViewed) Reset() {
+	*x = UserErasureViewed{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserErasureViewed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserErasureViewed) ProtoMessage() {}
+
+func (x *UserErasureViewed) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserErasureViewed.ProtoReflect.Descriptor instead.
+func (*UserErasureViewed) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UserErasureViewed) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserErasureViewed) GetViewedBy() string {
+	if x != nil {
+		return x.ViewedBy
+	}
+	return ""
+}
+
+func (x *UserErasureViewed) GetViewedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ViewedAt
+	}
+	return nil
+}
+
+// UserErasuresRepeated: type user.erasures_repeated, key the repetition's id. An
+// admin has all services forget again whoever was deleted since a moment.
+type UserErasuresRepeated struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RepeatedBy    string                 `protobuf:"bytes,1,opt,name=repeated_by,json=repeatedBy,proto3" json:"repeated_by,omitempty"`
+	DeletedSince  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=deleted_since,json=deletedSince,proto3" json:"deleted_since,omitempty"`
+	RepeatedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=repeated_at,json=repeatedAt,proto3" json:"repeated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserErasuresRepeated) Reset() {
+	*x = UserErasuresRepeated{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserErasuresRepeated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserErasuresRepeated) ProtoMessage() {}
+
+func (x *UserErasuresRepeated) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserErasuresRepeated.ProtoReflect.Descriptor instead.
+func (*UserErasuresRepeated) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UserErasuresRepeated) GetRepeatedBy() string {
+	if x != nil {
+		return x.RepeatedBy
+	}
+	return ""
+}
+
+func (x *UserErasuresRepeated) GetDeletedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedSince
+	}
+	return nil
+}
+
+func (x *UserErasuresRepeated) GetRepeatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RepeatedAt
+	}
+	return nil
+}
+
+// UserPresenceSettingsChanged: type user.presence_settings_changed, key the user's
+// id, key_version rises but is not dense. How the person wants to be seen from now
+// on.
+type UserPresenceSettingsChanged struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	UserId string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Others see the person offline: nothing else may show that they are there.
+	Invisible     bool `protobuf:"varint,2,opt,name=invisible,proto3" json:"invisible,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserPresenceSettingsChanged) Reset() {
+	*x = UserPresenceSettingsChanged{}
+	mi := &file_parley_user_v1_events_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserPresenceSettingsChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserPresenceSettingsChanged) ProtoMessage() {}
+
+func (x *UserPresenceSettingsChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_user_v1_events_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserPresenceSettingsChanged.ProtoReflect.Descriptor instead.
+func (*UserPresenceSettingsChanged) Descriptor() ([]byte, []int) {
+	return file_parley_user_v1_events_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UserPresenceSettingsChanged) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserPresenceSettingsChanged) GetInvisible() bool {
+	if x != nil {
+		return x.Invisible
+	}
+	return false
+}
+
 var File_parley_user_v1_events_proto protoreflect.FileDescriptor
 
 const file_parley_user_v1_events_proto_rawDesc = "" +
@@ -532,7 +713,20 @@ const file_parley_user_v1_events_proto_rawDesc = "" +
 	"\x10UserDataExported\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12;\n" +
 	"\vexported_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"exportedAtB\xb9\x01\n" +
+	"exportedAt\"\x82\x01\n" +
+	"\x11UserErasureViewed\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tviewed_by\x18\x02 \x01(\tR\bviewedBy\x127\n" +
+	"\tviewed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bviewedAt\"\xb5\x01\n" +
+	"\x14UserErasuresRepeated\x12\x1f\n" +
+	"\vrepeated_by\x18\x01 \x01(\tR\n" +
+	"repeatedBy\x12?\n" +
+	"\rdeleted_since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\fdeletedSince\x12;\n" +
+	"\vrepeated_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"repeatedAt\"T\n" +
+	"\x1bUserPresenceSettingsChanged\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1c\n" +
+	"\tinvisible\x18\x02 \x01(\bR\tinvisibleB\xb9\x01\n" +
 	"\x12com.parley.user.v1B\vEventsProtoP\x01Z<github.com/parleychat/parley/proto/gen/parley/user/v1;userv1\xa2\x02\x03PUX\xaa\x02\x0eParley.User.V1\xca\x02\x0eParley\\User\\V1\xe2\x02\x1aParley\\User\\V1\\GPBMetadata\xea\x02\x10Parley::User::V1b\x06proto3"
 
 var (
@@ -547,31 +741,37 @@ func file_parley_user_v1_events_proto_rawDescGZIP() []byte {
 	return file_parley_user_v1_events_proto_rawDescData
 }
 
-var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_parley_user_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_parley_user_v1_events_proto_goTypes = []any{
-	(*UserCreated)(nil),           // 0: parley.user.v1.UserCreated
-	(*UserUpdated)(nil),           // 1: parley.user.v1.UserUpdated
-	(*UserDeletionRequested)(nil), // 2: parley.user.v1.UserDeletionRequested
-	(*UserDeletionCancelled)(nil), // 3: parley.user.v1.UserDeletionCancelled
-	(*UserDeleted)(nil),           // 4: parley.user.v1.UserDeleted
-	(*UserOnline)(nil),            // 5: parley.user.v1.UserOnline
-	(*UserOffline)(nil),           // 6: parley.user.v1.UserOffline
-	(*UserDataExported)(nil),      // 7: parley.user.v1.UserDataExported
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*UserCreated)(nil),                 // 0: parley.user.v1.UserCreated
+	(*UserUpdated)(nil),                 // 1: parley.user.v1.UserUpdated
+	(*UserDeletionRequested)(nil),       // 2: parley.user.v1.UserDeletionRequested
+	(*UserDeletionCancelled)(nil),       // 3: parley.user.v1.UserDeletionCancelled
+	(*UserDeleted)(nil),                 // 4: parley.user.v1.UserDeleted
+	(*UserOnline)(nil),                  // 5: parley.user.v1.UserOnline
+	(*UserOffline)(nil),                 // 6: parley.user.v1.UserOffline
+	(*UserDataExported)(nil),            // 7: parley.user.v1.UserDataExported
+	(*UserErasureViewed)(nil),           // 8: parley.user.v1.UserErasureViewed
+	(*UserErasuresRepeated)(nil),        // 9: parley.user.v1.UserErasuresRepeated
+	(*UserPresenceSettingsChanged)(nil), // 10: parley.user.v1.UserPresenceSettingsChanged
+	(*timestamppb.Timestamp)(nil),       // 11: google.protobuf.Timestamp
 }
 var file_parley_user_v1_events_proto_depIdxs = []int32{
-	8, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
-	8, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
-	8, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
-	8, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
-	8, // 4: parley.user.v1.UserOnline.online_at:type_name -> google.protobuf.Timestamp
-	8, // 5: parley.user.v1.UserOffline.last_seen_at:type_name -> google.protobuf.Timestamp
-	8, // 6: parley.user.v1.UserDataExported.exported_at:type_name -> google.protobuf.Timestamp
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	11, // 0: parley.user.v1.UserDeletionRequested.requested_at:type_name -> google.protobuf.Timestamp
+	11, // 1: parley.user.v1.UserDeletionRequested.due_at:type_name -> google.protobuf.Timestamp
+	11, // 2: parley.user.v1.UserDeletionCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
+	11, // 3: parley.user.v1.UserDeleted.deleted_at:type_name -> google.protobuf.Timestamp
+	11, // 4: parley.user.v1.UserOnline.online_at:type_name -> google.protobuf.Timestamp
+	11, // 5: parley.user.v1.UserOffline.last_seen_at:type_name -> google.protobuf.Timestamp
+	11, // 6: parley.user.v1.UserDataExported.exported_at:type_name -> google.protobuf.Timestamp
+	11, // 7: parley.user.v1.UserErasureViewed.viewed_at:type_name -> google.protobuf.Timestamp
+	11, // 8: parley.user.v1.UserErasuresRepeated.deleted_since:type_name -> google.protobuf.Timestamp
+	11, // 9: parley.user.v1.UserErasuresRepeated.repeated_at:type_name -> google.protobuf.Timestamp
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_parley_user_v1_events_proto_init() }
@@ -585,7 +785,7 @@ func file_parley_user_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_user_v1_events_proto_rawDesc), len(file_parley_user_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -45,6 +45,9 @@ const (
 	// DeletionServiceGetErasureProcedure is the fully-qualified name of the DeletionService's
 	// GetErasure RPC.
 	DeletionServiceGetErasureProcedure = "/parley.user.v1.DeletionService/GetErasure"
+	// DeletionServiceRepeatErasuresProcedure is the fully-qualified name of the DeletionService's
+	// RepeatErasures RPC.
+	DeletionServiceRepeatErasuresProcedure = "/parley.user.v1.DeletionService/RepeatErasures"
 )
 
 // DeletionServiceClient is a client for the parley.user.v1.DeletionService service.
@@ -68,8 +71,16 @@ type DeletionServiceClient interface {
 	// GetErasure shows the ledger of a deleted person: which services have
 	// forgotten it.
 	//
-	// Reasons: ERASURE_NOT_FOUND (not_found).
+	// Reasons: ERASURE_NOT_FOUND (not_found). Emits user.erasure_viewed: who looked.
 	GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error)
+	// RepeatErasures has all services forget again whoever was deleted since a
+	// moment: after the restore of a service's backup, which brings those back who
+	// were deleted after it was made. The ledger's lines of these people are open
+	// again until the services have reported; user.deleted is emitted within some
+	// minutes. To forget somebody twice does no harm, so it may be repeated.
+	//
+	// Emits user.erasures_repeated.
+	RepeatErasures(context.Context, *v1.RepeatErasuresRequest) (*v1.RepeatErasuresResponse, error)
 }
 
 // NewDeletionServiceClient constructs a client for the parley.user.v1.DeletionService service. By
@@ -109,6 +120,12 @@ func NewDeletionServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		repeatErasures: connect.NewClient[v1.RepeatErasuresRequest, v1.RepeatErasuresResponse](
+			httpClient,
+			baseURL+DeletionServiceRepeatErasuresProcedure,
+			connect.WithSchema(deletionServiceMethods.ByName("RepeatErasures")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -118,6 +135,7 @@ type deletionServiceClient struct {
 	cancelDeletion  *connect.Client[v1.CancelDeletionRequest, v1.CancelDeletionResponse]
 	getDeletion     *connect.Client[v1.GetDeletionRequest, v1.GetDeletionResponse]
 	getErasure      *connect.Client[v1.GetErasureRequest, v1.GetErasureResponse]
+	repeatErasures  *connect.Client[v1.RepeatErasuresRequest, v1.RepeatErasuresResponse]
 }
 
 // RequestDeletion calls parley.user.v1.DeletionService.RequestDeletion.
@@ -156,6 +174,15 @@ func (c *deletionServiceClient) GetErasure(ctx context.Context, req *v1.GetErasu
 	return nil, err
 }
 
+// RepeatErasures calls parley.user.v1.DeletionService.RepeatErasures.
+func (c *deletionServiceClient) RepeatErasures(ctx context.Context, req *v1.RepeatErasuresRequest) (*v1.RepeatErasuresResponse, error) {
+	response, err := c.repeatErasures.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DeletionServiceHandler is an implementation of the parley.user.v1.DeletionService service.
 type DeletionServiceHandler interface {
 	// RequestDeletion has the caller's account deleted after the grace period.
@@ -177,8 +204,16 @@ type DeletionServiceHandler interface {
 	// GetErasure shows the ledger of a deleted person: which services have
 	// forgotten it.
 	//
-	// Reasons: ERASURE_NOT_FOUND (not_found).
+	// Reasons: ERASURE_NOT_FOUND (not_found). Emits user.erasure_viewed: who looked.
 	GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error)
+	// RepeatErasures has all services forget again whoever was deleted since a
+	// moment: after the restore of a service's backup, which brings those back who
+	// were deleted after it was made. The ledger's lines of these people are open
+	// again until the services have reported; user.deleted is emitted within some
+	// minutes. To forget somebody twice does no harm, so it may be repeated.
+	//
+	// Emits user.erasures_repeated.
+	RepeatErasures(context.Context, *v1.RepeatErasuresRequest) (*v1.RepeatErasuresResponse, error)
 }
 
 // NewDeletionServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -214,6 +249,12 @@ func NewDeletionServiceHandler(svc DeletionServiceHandler, opts ...connect.Handl
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	deletionServiceRepeatErasuresHandler := connect.NewUnaryHandlerSimple(
+		DeletionServiceRepeatErasuresProcedure,
+		svc.RepeatErasures,
+		connect.WithSchema(deletionServiceMethods.ByName("RepeatErasures")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/parley.user.v1.DeletionService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DeletionServiceRequestDeletionProcedure:
@@ -224,6 +265,8 @@ func NewDeletionServiceHandler(svc DeletionServiceHandler, opts ...connect.Handl
 			deletionServiceGetDeletionHandler.ServeHTTP(w, r)
 		case DeletionServiceGetErasureProcedure:
 			deletionServiceGetErasureHandler.ServeHTTP(w, r)
+		case DeletionServiceRepeatErasuresProcedure:
+			deletionServiceRepeatErasuresHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -247,4 +290,8 @@ func (UnimplementedDeletionServiceHandler) GetDeletion(context.Context, *v1.GetD
 
 func (UnimplementedDeletionServiceHandler) GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.user.v1.DeletionService.GetErasure is not implemented"))
+}
+
+func (UnimplementedDeletionServiceHandler) RepeatErasures(context.Context, *v1.RepeatErasuresRequest) (*v1.RepeatErasuresResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.user.v1.DeletionService.RepeatErasures is not implemented"))
 }

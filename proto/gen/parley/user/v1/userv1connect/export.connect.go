@@ -46,8 +46,10 @@ type ExportServiceClient interface {
 	// ends with an error leaves an archive that no program opens: start again.
 	//
 	// Reasons: CONFIRMATION_REQUIRED (failed_precondition) as in RequestDeletion;
-	// RATE_LIMITED after five in a day; OVERLOADED; UNAVAILABLE when a service
-	// cannot be asked; USER_NOT_FOUND. Emits user.data_exported when it begins.
+	// RATE_LIMITED after five in a day; OVERLOADED, also while another one of the
+	// caller runs; UNAVAILABLE when a service cannot be asked, which does not count
+	// for the day; USER_NOT_FOUND. A reader that takes nothing for a minute is broken
+	// off. Emits user.data_exported when it begins.
 	ExportData(context.Context, *v1.ExportDataRequest) (*connect.ServerStreamForClient[v1.ExportDataResponse], error)
 }
 
@@ -89,8 +91,10 @@ type ExportServiceHandler interface {
 	// ends with an error leaves an archive that no program opens: start again.
 	//
 	// Reasons: CONFIRMATION_REQUIRED (failed_precondition) as in RequestDeletion;
-	// RATE_LIMITED after five in a day; OVERLOADED; UNAVAILABLE when a service
-	// cannot be asked; USER_NOT_FOUND. Emits user.data_exported when it begins.
+	// RATE_LIMITED after five in a day; OVERLOADED, also while another one of the
+	// caller runs; UNAVAILABLE when a service cannot be asked, which does not count
+	// for the day; USER_NOT_FOUND. A reader that takes nothing for a minute is broken
+	// off. Emits user.data_exported when it begins.
 	ExportData(context.Context, *v1.ExportDataRequest, *connect.ServerStream[v1.ExportDataResponse]) error
 }
 

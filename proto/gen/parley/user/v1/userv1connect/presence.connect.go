@@ -48,13 +48,19 @@ const (
 type PresenceServiceClient interface {
 	// BatchGetPresence returns the presence of up to 200 people as the caller may
 	// see it; one's own as it is. Those whom the caller may not see are left out.
-	// While it is not known who is connected, states are unspecified.
+	// While it is not known who is connected, states are unspecified. Somebody who
+	// was deleted is offline, with a version that nothing comes after.
+	//
+	// Reasons: RATE_LIMITED.
 	BatchGetPresence(context.Context, *v1.BatchGetPresenceRequest) (*v1.BatchGetPresenceResponse, error)
 	// GetPresenceSettings returns the caller's own settings.
 	GetPresenceSettings(context.Context, *v1.GetPresenceSettingsRequest) (*v1.GetPresenceSettingsResponse, error)
 	// UpdatePresenceSettings replaces the caller's settings. Who becomes invisible
 	// is offline for all others at once, last seen now; who becomes visible is seen
-	// as they are. Idempotent.
+	// as they are. Whether the person writes is not shown either while invisible;
+	// what they send and read is. Idempotent.
+	//
+	// Reasons: RATE_LIMITED. Emits user.presence_settings_changed.
 	UpdatePresenceSettings(context.Context, *v1.UpdatePresenceSettingsRequest) (*v1.UpdatePresenceSettingsResponse, error)
 }
 
@@ -130,13 +136,19 @@ func (c *presenceServiceClient) UpdatePresenceSettings(ctx context.Context, req 
 type PresenceServiceHandler interface {
 	// BatchGetPresence returns the presence of up to 200 people as the caller may
 	// see it; one's own as it is. Those whom the caller may not see are left out.
-	// While it is not known who is connected, states are unspecified.
+	// While it is not known who is connected, states are unspecified. Somebody who
+	// was deleted is offline, with a version that nothing comes after.
+	//
+	// Reasons: RATE_LIMITED.
 	BatchGetPresence(context.Context, *v1.BatchGetPresenceRequest) (*v1.BatchGetPresenceResponse, error)
 	// GetPresenceSettings returns the caller's own settings.
 	GetPresenceSettings(context.Context, *v1.GetPresenceSettingsRequest) (*v1.GetPresenceSettingsResponse, error)
 	// UpdatePresenceSettings replaces the caller's settings. Who becomes invisible
 	// is offline for all others at once, last seen now; who becomes visible is seen
-	// as they are. Idempotent.
+	// as they are. Whether the person writes is not shown either while invisible;
+	// what they send and read is. Idempotent.
+	//
+	// Reasons: RATE_LIMITED. Emits user.presence_settings_changed.
 	UpdatePresenceSettings(context.Context, *v1.UpdatePresenceSettingsRequest) (*v1.UpdatePresenceSettingsResponse, error)
 }
 

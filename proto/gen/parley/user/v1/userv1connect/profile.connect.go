@@ -52,7 +52,7 @@ type ProfileServiceClient interface {
 	//
 	// Reasons: VERSION_CONFLICT (aborted) when the profile is not the version that
 	// the caller has seen: read it again; DISPLAY_NAME_INVALID, BIO_INVALID,
-	// LOCALE_INVALID (invalid_argument); USER_NOT_FOUND. A retry after a lost
+	// LOCALE_INVALID (invalid_argument); USER_NOT_FOUND; RATE_LIMITED. A retry after a lost
 	// answer says VERSION_CONFLICT if the first one counted. Emits user.updated.
 	UpdateProfile(context.Context, *v1.UpdateProfileRequest) (*v1.UpdateProfileResponse, error)
 }
@@ -119,7 +119,7 @@ type ProfileServiceHandler interface {
 	//
 	// Reasons: VERSION_CONFLICT (aborted) when the profile is not the version that
 	// the caller has seen: read it again; DISPLAY_NAME_INVALID, BIO_INVALID,
-	// LOCALE_INVALID (invalid_argument); USER_NOT_FOUND. A retry after a lost
+	// LOCALE_INVALID (invalid_argument); USER_NOT_FOUND; RATE_LIMITED. A retry after a lost
 	// answer says VERSION_CONFLICT if the first one counted. Emits user.updated.
 	UpdateProfile(context.Context, *v1.UpdateProfileRequest) (*v1.UpdateProfileResponse, error)
 }

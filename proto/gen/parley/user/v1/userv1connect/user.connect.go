@@ -45,9 +45,11 @@ type UserServiceClient interface {
 	// GetUser returns one profile; with an empty id, the caller's own. A person
 	// whose event has not arrived yet is asked of auth.
 	//
-	// Reasons: USER_NOT_FOUND (not_found).
+	// Reasons: USER_NOT_FOUND (not_found); RATE_LIMITED.
 	GetUser(context.Context, *v1.GetUserRequest) (*v1.GetUserResponse, error)
 	// BatchGetUsers returns up to 200 profiles. Unknown ids are left out.
+	//
+	// Reasons: RATE_LIMITED.
 	BatchGetUsers(context.Context, *v1.BatchGetUsersRequest) (*v1.BatchGetUsersResponse, error)
 }
 
@@ -108,9 +110,11 @@ type UserServiceHandler interface {
 	// GetUser returns one profile; with an empty id, the caller's own. A person
 	// whose event has not arrived yet is asked of auth.
 	//
-	// Reasons: USER_NOT_FOUND (not_found).
+	// Reasons: USER_NOT_FOUND (not_found); RATE_LIMITED.
 	GetUser(context.Context, *v1.GetUserRequest) (*v1.GetUserResponse, error)
 	// BatchGetUsers returns up to 200 profiles. Unknown ids are left out.
+	//
+	// Reasons: RATE_LIMITED.
 	BatchGetUsers(context.Context, *v1.BatchGetUsersRequest) (*v1.BatchGetUsersResponse, error)
 }
 
