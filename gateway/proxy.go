@@ -52,8 +52,10 @@ func (g *Gateway) forward(w *answer, r *http.Request, route *route) {
 			r.Body = http.MaxBytesReader(w.ResponseWriter, r.Body, g.cfg.HTTP.MaxRequestBytes)
 		}
 	} else {
-		// A stream lasts as long as both sides want; only its beginning was bounded.
+		// A stream lasts as long as both sides want; only its beginning was bounded, and
+		// each write is.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+		w.ResponseWriter = g.unstalled(w.ResponseWriter)
 	}
 	whole := false // an answer that is cut off ends in a panic of the proxy
 	defer func() {

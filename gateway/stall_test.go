@@ -26,7 +26,7 @@ func TestAStreamThatNobodyReadsEnds(t *testing.T) {
 			) error {
 				var err error
 				for err == nil {
-					err = out.Send(&messagingv1.SyncResponse{NextCursor: strings.Repeat("x", 32<<10)})
+					err = out.Send(&messagingv1.SyncResponse{NextCursor: strings.Repeat("x", 256<<10)})
 				}
 				ended <- err
 				return err
@@ -46,7 +46,7 @@ func TestAStreamThatNobodyReadsEnds(t *testing.T) {
 			select {
 			case err := <-ended:
 				require.Error(t, err)
-			case <-time.After(patience):
+			case <-time.After(6 * patience):
 				require.Fail(t, "the stream goes on without a reader")
 			}
 			_ = stream.Close() // it was cut off
