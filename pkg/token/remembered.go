@@ -3,6 +3,7 @@ package token
 import (
 	"crypto/sha256"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +33,8 @@ func digest(raw string) [sha256.Size]byte {
 type remembered[V any] struct {
 	shards [shards]shard[V]
 	limit  int // entries per shard
+	// forgotten counts what forget did: what was judged before is not remembered after.
+	forgotten atomic.Uint64
 }
 
 type shard[V any] struct {
@@ -64,12 +67,20 @@ func (r *remembered[V]) get(key [sha256.Size]byte, now time.Time) (V, bool) {
 	return e.value, true
 }
 
-// put remembers a value and sweeps a few others: the cost of forgetting is paid
-// in small coins by those who make the cache grow, without a goroutine.
-func (r *remembered[V]) put(key [sha256.Size]byte, value V, expires, now time.Time) {
+// generation is taken before a value is made, for put.
+func (r *remembered[V]) generation() uint64 { return r.forgotten.Load() }
+
+// put remembers a value, unless all was forgotten since the generation: the key that
+// it was checked with may be withdrawn. It sweeps a few others: the cost of
+// forgetting is paid in small coins by those who make the cache grow, without a
+// goroutine.
+func (r *remembered[V]) put(generation uint64, key [sha256.Size]byte, value V, expires, now time.Time) {
 	s := &r.shards[key[0]%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.forgotten.Load() != generation {
+		return
+	}
 	looked := 0
 	for k, e := range s.entries { // starts anywhere
 		if !now.Before(e.expires) || len(s.entries) >= r.limit {
@@ -84,6 +95,7 @@ func (r *remembered[V]) put(key [sha256.Size]byte, value V, expires, now time.Ti
 
 // forget drops everything, for a signing key that was withdrawn.
 func (r *remembered[V]) forget() {
+	r.forgotten.Add(1) // first: a put that misses it is over before its shard is cleared
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()

@@ -16,7 +16,7 @@ func TestRememberedIsBoundedAndForgetsTheDead(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	key := func(i int) [sha256.Size]byte { return sha256.Sum256([]byte(strconv.Itoa(i))) }
 	for i := range 10 * limit {
-		r.put(key(i), i, now.Add(time.Minute), now)
+		r.put(r.generation(), key(i), i, now.Add(time.Minute), now)
 		got, ok := r.get(key(i), now)
 		require.True(t, ok, "the newest is always there")
 		require.Equal(t, i, got)
@@ -27,7 +27,7 @@ func TestRememberedIsBoundedAndForgetsTheDead(t *testing.T) {
 	_, ok := r.get(key(10*limit-1), later)
 	require.False(t, ok, "dead at its expiry")
 	for i := range limit {
-		r.put(key(-i-1), i, later.Add(time.Minute), later)
+		r.put(r.generation(), key(-i-1), i, later.Add(time.Minute), later)
 	}
 	alive := 0
 	for i := range r.shards {
@@ -38,6 +38,9 @@ func TestRememberedIsBoundedAndForgetsTheDead(t *testing.T) {
 		}
 	}
 	require.Greater(t, 2*alive, r.len(), "new entries sweep the dead ones")
+	before := r.generation()
 	r.forget()
 	require.Zero(t, r.len())
+	r.put(before, key(1), 1, later.Add(time.Minute), later)
+	require.Zero(t, r.len(), "what was judged before is not remembered after")
 }

@@ -120,7 +120,7 @@ func (v *ServiceVerifier) Verify(raw string) (string, error) {
 	if p.Expires-p.IssuedAt > int64(ServiceTokenLife/time.Second) {
 		return "", fmt.Errorf("%w: lives too long", ErrInvalid)
 	}
-	v.seen.put(sum, issuer, time.Unix(p.Expires, 0), now)
+	v.seen.put(v.seen.generation(), sum, issuer, time.Unix(p.Expires, 0), now)
 	return issuer, nil
 }
 

@@ -59,11 +59,12 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 	sum := digest(raw)
 	claims, ok := v.seen.get(sum, now)
 	if !ok {
+		generation := v.seen.generation()
 		var err error
 		if claims, err = v.verify(ctx, raw, now); err != nil {
 			return Claims{}, err
 		}
-		v.seen.put(sum, claims, claims.ExpiresAt, now)
+		v.seen.put(generation, sum, claims, claims.ExpiresAt, now)
 	}
 	// Asked every time: a revocation may be younger than the memory.
 	if v.revoked != nil && v.revoked.Revoked(claims.SessionID) {
