@@ -222,7 +222,12 @@ func (w *world) poison(ctx context.Context) error {
 	w.hopeless = append(w.hopeless, hopeless)
 	w.curable = append(w.curable, curable)
 	published := time.Now()
-	if err := w.newcomers(ctx); err != nil {
+	b, err := register(ctx, w.sys.Gateways)
+	if err != nil {
+		return err
+	}
+	w.accounts++
+	if err := w.newcomer(ctx, b); err != nil { // to whom messaging knows by an event behind the poison
 		return err
 	}
 	if took := time.Since(published); w.cfg.Duration > 0 && took > passWithin {
@@ -231,15 +236,10 @@ func (w *world) poison(ctx context.Context) error {
 	return nil
 }
 
-// newcomers do what needs every service: two people register, one logs in on another device, renews the session, sees the
-// other and writes. Each step is tried until it succeeds, so the end is when the system serves them.
-func (w *world) newcomers(ctx context.Context) error {
+// newcomer does what needs every service: somebody registers, logs in on another device, renews the session, looks up a
+// person and writes to them. Each step is tried until it succeeds, so the end is when the system serves newcomers.
+func (w *world) newcomer(ctx context.Context, to *person) error {
 	a, err := register(ctx, w.sys.Gateways)
-	if err != nil {
-		return err
-	}
-	w.accounts++
-	b, err := register(ctx, w.sys.Gateways)
 	if err != nil {
 		return err
 	}
@@ -250,10 +250,10 @@ func (w *world) newcomers(ctx context.Context) error {
 	if err := a.refresh(ctx); err != nil {
 		return err
 	}
-	if err := a.sees(ctx, b); err != nil {
+	if err := a.sees(ctx, to); err != nil {
 		return err
 	}
-	conversation, err := a.talkTo(ctx, b)
+	conversation, err := a.talkTo(ctx, to)
 	if err != nil {
 		return err
 	}

@@ -181,6 +181,9 @@ func (p *person) talkTo(ctx context.Context, other *person) (id string, err erro
 		res, err := messagingv1connect.NewMessagingServiceClient(web, base, p.bearer()).
 			CreateDirectConversation(ctx, &messagingv1.CreateDirectConversationRequest{UserId: other.id})
 		id = res.GetConversation().GetId()
+		if connect.CodeOf(err) == connect.CodeNotFound { // messaging is told of new people by an event
+			return connect.NewError(connect.CodeUnavailable, err)
+		}
 		return err
 	})
 	if err != nil {
