@@ -259,9 +259,14 @@ func TestWhoComesBack(t *testing.T) {
 		advice time.Duration
 		again  bool
 	}{
-		{1012, `{"reconnect_ms":1500,"resume":true}`, 1500 * time.Millisecond, true}, {4008, "x", 0, true}, {4402, "TOKEN_EXPIRED", 0, true},
-		{4429, `{"reconnect_ms":100}`, 100 * time.Millisecond, true}, {4401, "SESSION_REVOKED", 0, false}, {4400, "BAD_FRAME", 0, false},
-		{4499, "", 0, false}, {1003, "", 0, false},
+		{1012, `{"reconnect_ms":1500,"resume":true}`, 1500 * time.Millisecond, true},
+		{4008, "x", 0, true},
+		{4402, "TOKEN_EXPIRED", 0, true},
+		{4429, `{"reconnect_ms":100}`, 100 * time.Millisecond, true},
+		{4401, "SESSION_REVOKED", 0, false},
+		{4400, "BAD_FRAME", 0, false},
+		{4499, "", 0, false},
+		{1003, "", 0, false},
 	} {
 		advice, again := returns(fmt.Errorf("read: %w", &websocket.CloseError{Code: one.code, Text: one.reason}))
 		require.Equal(t, one.again, again, one)
