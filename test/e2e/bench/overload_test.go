@@ -53,7 +53,8 @@ func (m *measurer) overload(t *testing.T) {
 		peak.MessagesPerSecond, over.SentIn, over.Sent, over.MessagesPerSecond, over.Refused, over.Sent, over.Refusal, over.Ack, over.Late.P99)
 	m.sayf("delivery at 0.3 times the peak, before: %s; in the window that ended %.1f s after the overload: %s", calm.Delivery,
 		after.Ended.Sub(over.Ended).Seconds(), after.Delivery)
-	for name, p := range over.Processes {
+	for _, name := range []string{"server", "postgres"} {
+		p := over.Processes[name]
 		before := calm.Processes[name]
 		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
 			before.RSSPeak>>20, p.RSSPeak>>20, before.PSS>>20, p.PSS>>20)
