@@ -44,7 +44,8 @@ func TestStuckWriteIsCut(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(s *setup) {
 		s.cfg.Socket.WriteTimeout = 100 * time.Millisecond
-		s.cfg.Socket.PingInterval, s.cfg.Socket.DeadAfter = time.Hour, time.Hour
+		// Nothing else wakes it.
+		s.cfg.Socket.PingInterval, s.cfg.Socket.DeadAfter, s.cfg.Socket.AuthTimeout = time.Hour, time.Hour, time.Hour
 		s.cfg.Socket.QueueBytes = 1 << 30
 	})
 	p := newPerson()

@@ -37,7 +37,7 @@ func (g *Gateway) newUpgrader() *websocket.Upgrader {
 
 // badHandshake answers what is no WebSocket handshake, in the form of our errors.
 func (g *Gateway) badHandshake(w http.ResponseWriter, r *http.Request, _ int, cause error) {
-	w.Header().Set("Sec-Websocket-Version", "13")
+	w.Header().Set("Sec-WebSocket-Version", "13")
 	g.reject(w, r, rpc.Error(connect.CodeInvalidArgument, errorv1.Reason_REASON_INVALID_ARGUMENT, "%v", cause))
 }
 

@@ -32,7 +32,9 @@ func TestBadHandshake(t *testing.T) {
 			defer func() { _ = response.Body.Close() }()
 			require.Equal(t, http.StatusBadRequest, response.StatusCode)
 			require.Equal(t, "application/json", response.Header.Get("Content-Type"))
-			var told struct{ Code string }
+			var told struct {
+				Code string `json:"code"`
+			}
 			require.NoError(t, json.NewDecoder(response.Body).Decode(&told))
 			require.Equal(t, "invalid_argument", told.Code)
 		})
