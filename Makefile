@@ -86,6 +86,7 @@ lint: bin/golangci-lint $(BUF) ## Check style, walls, protos and lock files
 	bin/golangci-lint run $(addsuffix /...,$(addprefix ./,$(MODULES)))
 	cd tools && GOWORK=off ../bin/golangci-lint run ./...
 	tools/check-services
+	tools/fuzz --check
 
 .PHONY: gen
 gen: gen-proto gen-sql ## Generate Go from the protos and from the SQL
