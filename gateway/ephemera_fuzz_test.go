@@ -43,7 +43,9 @@ func FuzzClassify(f *testing.F) {
 	one, two := uuid.NewSHA1(uuid.Nil, []byte("one")).String(), uuid.NewSHA1(uuid.Nil, []byte("two")).String()
 	for _, frame := range []*realtimev1.ServerFrame{
 		typingFrame(one, two), typingFrame(one, one), typingFrame(strings.ToUpper(one), two), typingFrame(one, ""), typingFrame("", ""),
-		{Id: 1, Frame: typingFrame(one, two).GetFrame()}, {Frame: &realtimev1.ServerFrame_Pong{}}, {},
+		{Id: 1, Frame: typingFrame(one, two).GetFrame()},
+		{Frame: &realtimev1.ServerFrame_Pong{}},
+		{},
 	} {
 		payload, err := proto.Marshal(frame)
 		require.NoError(f, err)
@@ -94,7 +96,7 @@ func FuzzWatchedIDs(f *testing.F) {
 // one of few.
 func FuzzLastFrame(f *testing.F) {
 	raw := func(flags byte, body string) []byte {
-		head := binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(body))) //nolint:gosec // short
+		head := binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(body)))
 		return append(head, body...)
 	}
 	message := raw(0, "hello")

@@ -187,7 +187,7 @@ func (f *lastFrame) see(p []byte) {
 			if f.is {
 				f.body = append(f.body, p[:min(n, mostOfLastFrame-len(f.body))]...)
 			}
-			f.left -= uint32(n) //nolint:gosec // at most left
+			f.left -= uint32(n)
 			p = p[n:]
 			continue
 		}

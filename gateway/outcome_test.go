@@ -149,7 +149,7 @@ func TestABrokenAnswerIsCounted(t *testing.T) {
 			rw.Header().Set("Content-Type", "application/json")
 			_, _ = rw.Write([]byte(`{"half`))
 			_ = http.NewResponseController(rw).Flush()
-			panic(http.ErrAbortHandler)
+			panic(http.ErrAbortHandler) //nolint:forbidigo // the documented way to break off
 		})
 	})
 	client := connect.NewClient[messagingv1.SyncRequest, messagingv1.SyncResponse](httpClient(t, false), "http://"+w.address+streamProcedure,

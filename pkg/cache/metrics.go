@@ -47,6 +47,9 @@ type instruments struct {
 	byOutcome     [invalidations]metric.MeasurementOption
 }
 
+// ofNobody is the context of what no call has caused: caches are made before any.
+var ofNobody = context.Background() //nolint:forbidigo // see above
+
 func newInstruments(name string) (*instruments, error) {
 	meter := otel.Meter("github.com/parleychat/parley/pkg/cache")
 	m := &instruments{}
@@ -65,7 +68,7 @@ func newInstruments(name string) (*instruments, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	m.begin(context.Background()) //nolint:forbidigo // of nobody's call
+	m.begin(ofNobody)
 	return m, nil
 }
 

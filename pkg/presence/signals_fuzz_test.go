@@ -18,8 +18,10 @@ import (
 func FuzzSignals(f *testing.F) {
 	one, two := uuid.NewSHA1(uuid.Nil, []byte("one")), uuid.NewSHA1(uuid.Nil, []byte("two"))
 	for _, signals := range []*realtimev1.PresenceSignals{
-		{}, {Signals: []*realtimev1.PresenceSignal{{UserId: one[:], Shown: &realtimev1.Presence{Version: 3}}, {UserId: two[:4]}, {}}},
-		{Missing: [][]byte{one[:], nil, two[:15]}}, {Rechecks: []*realtimev1.PresenceRecheck{{UserId: one[:]}, {UserId: one[:], ViewerId: two[:]}, {ViewerId: two[:]}}},
+		{},
+		{Signals: []*realtimev1.PresenceSignal{{UserId: one[:], Shown: &realtimev1.Presence{Version: 3}}, {UserId: two[:4]}, {}}},
+		{Missing: [][]byte{one[:], nil, two[:15]}},
+		{Rechecks: []*realtimev1.PresenceRecheck{{UserId: one[:]}, {UserId: one[:], ViewerId: two[:]}, {ViewerId: two[:]}}},
 	} {
 		data, err := proto.Marshal(signals)
 		require.NoError(f, err)

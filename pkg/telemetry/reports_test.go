@@ -171,7 +171,7 @@ func TestReportsHoldNothingPersonal(t *testing.T) {
 	person := "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 	others := []error{
 		errors.New("read tcp [2001:db8::1]:8080->[2001:db8:7::42]:55123: i/o timeout"), errors.New("dial ::ffff:198.51.100.4: no route at 12:34:56"),
-		errors.New("link fe80::42%eth0 and 2001:db8:1:2:3:4:5:6."), errors.New("person " + strings.ReplaceAll(person, "-", "")),
+		errors.New("link fe80::42%eth0 and 2001:db8:1:2:3:4:5:6, both"), errors.New("person " + strings.ReplaceAll(person, "-", "")),
 		errors.New(`failed to encode args[2]: unable to encode "hunter2" into binary format for uuid (OID 2950)`),
 	}
 	log.With("service", "auth", "refresh_token", "hunter2", "username", "hunter2").WithGroup("request").With("text", "hunter2").

@@ -13,7 +13,8 @@ import (
 func FuzzDecodeEntry(f *testing.F) {
 	sender, message := uuid.NewSHA1(uuid.Nil, []byte("sender")), uuid.NewSHA1(uuid.Nil, []byte("message"))
 	for _, e := range []logEntry{
-		{}, {conversationID: message, seq: 7, ordinal: 3, senderID: sender, createdAt: time.UnixMicro(1_800_000_000_000_000), kind: 1, payload: []byte("hi")},
+		{},
+		{conversationID: message, seq: 7, ordinal: 3, senderID: sender, createdAt: time.UnixMicro(1_800_000_000_000_000), kind: 1, payload: []byte("hi")},
 		{senderID: sender, clientMessageID: &message, seq: -1, kind: -1, createdAt: time.UnixMicro(-1)},
 	} {
 		raw, err := encodeEntry(e)
