@@ -24,8 +24,8 @@ import (
 var (
 	//go:embed batch/conversations.sql
 	lockConversationsSQL string
-	//go:embed batch/lock.sql
-	lockSQL string
+	//go:embed batch/members.sql
+	lockMembersSQL string
 	//go:embed batch/append.sql
 	appendSQL string
 	//go:embed batch/permissions.sql
@@ -118,7 +118,7 @@ func (a *appender) once(ctx context.Context, sends []*send) ([]verdict, error) {
 	return verdicts, nil
 }
 
-// transact sends both statements at once. A pgx batch outside a transaction
+// transact sends the three statements at once. A pgx batch outside a transaction
 // ends with a single Sync: the server runs it as one implicit transaction, which
 // it commits or rolls back without hearing from us again.
 func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) (verdicts []verdict, err error) {
@@ -132,7 +132,8 @@ func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) 
 	now := a.clock.Now()
 
 	batch := &pgx.Batch{}
-	batch.Queue(lockSQL, conversations, senders)
+	batch.Queue(lockConversationsSQL, conversations)
+	batch.Queue(lockMembersSQL, conversations, senders)
 	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
 
@@ -144,7 +145,10 @@ func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) 
 		}
 	}()
 	if _, err := results.Exec(); err != nil {
-		return nil, fmt.Errorf("lock conversations and members: %w", err)
+		return nil, fmt.Errorf("lock conversations: %w", err)
+	}
+	if _, err := results.Exec(); err != nil {
+		return nil, fmt.Errorf("lock members: %w", err)
 	}
 	rows, err := results.Query()
 	if err != nil {

@@ -1,7 +1,8 @@
--- Step 2 of a group commit: judge every send and append those that pass.
+-- Step 3 of a group commit: judge every send and append those that pass.
 --
--- It runs after step 1 in one pipeline. A statement takes its snapshot when it
--- starts, so this one sees whatever committed while step 1 waited for the locks. All heads below are therefore current and stay so until the commit.
+-- It runs after steps 1 and 2 in one pipeline. A statement takes its snapshot when
+-- it starts, so this one sees whatever committed while step 1 waited for the
+-- locks. All heads below are therefore current and stay so until the commit.
 --
 -- $1 conversation ids, $2 sender ids, $3 client message ids, $4 content hashes,
 -- $5 bodies: aligned, one element per send, in the order of the queue. No

@@ -1,5 +1,6 @@
--- Locks conversations alone, in the order of lock.sql, to store what privacy
--- answered about them.
+-- Step 1 of a group commit: lock the batch's conversations in one order, so that
+-- two committers, here or in another replica, never deadlock on them. NO KEY
+-- UPDATE lets foreign-key checks of new members pass.
 -- $1 conversation ids, in any order and with doubles.
 SELECT count(*)
 FROM (
