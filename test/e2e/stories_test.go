@@ -60,6 +60,8 @@ var calm = []story{
 	{"PushesAreLost", pushesAreLost, both, allShapes},
 	{"RetryIsRecognised", retryIsRecognised, both, allShapes},
 	{"LogOutClosesSockets", logOutClosesSockets, both, allShapes},
+	{"LogOutEverywhereClosesSockets", logOutEverywhereClosesSockets, both, allShapes},
+	{"SuspensionClosesSockets", suspensionClosesSockets, both, allShapes},
 	{"RefreshReuseEndsSession", refreshReuseEndsSession, both, allShapes},
 	{"RefreshGraceEnds", refreshGraceEnds, both, onlyFull},
 	{"DataIsExported", dataIsExported, both, allShapes},
