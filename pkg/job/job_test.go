@@ -21,7 +21,7 @@ import (
 const (
 	patience = 20 * time.Second
 	often    = 10 * time.Millisecond
-	lease    = 600 * time.Millisecond
+	lease    = 1500 * time.Millisecond
 )
 
 func TestMain(m *testing.M) {
