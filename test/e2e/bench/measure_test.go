@@ -12,10 +12,15 @@ import (
 )
 
 // whole requires that every message was acknowledged and reached the other person: a side of a comparison that refuses
-// some, or leaves some to be repaired, has less to do.
+// some, or leaves some to be repaired, has less to do. Where figures are not judged the machine may be busy with other tests,
+// and to refuse is right: then nothing may be without an outcome.
 func (m *measurer) whole(f figures) {
 	m.t.Helper()
 	require.Positive(m.t, f.Acked)
+	if !m.plan.judged {
+		require.Equal(m.t, f.Sent, f.Acked+f.Refused+f.Unknown+f.NeverSent, "every message has an end")
+		return
+	}
 	require.Equal(m.t, f.Sent, f.Acked, "sent and acknowledged")
 	require.Equal(m.t, f.Acked, f.Delivered, "acknowledged and delivered")
 }
