@@ -23,7 +23,7 @@ func Definition() service.Definition { return DefinitionWith(openPolicy{}) }
 
 // DefinitionWith is Definition with another answer to who may write to whom.
 func DefinitionWith(permissions Permissions) service.Definition {
-	migrations, _ := fs.Sub(migrationFiles, "migrations") // fails for invalid names only
+	migrations, _ := fs.Sub(migrationFiles, "migrations")                                         // fails for invalid names only
 	setup := func(_ context.Context, rt *service.Runtime) error { return setup(rt, permissions) } //nolint:contextcheck // its counters begin at zero, which no call has caused
 	return service.Definition{Name: "messaging", Migrations: migrations, Setup: setup, Settings: &settings{}}
 }
