@@ -103,8 +103,25 @@ func (c *child) reap() error {
 	return err
 }
 
-// signal sends s to the process with the embedded servers.
-func (c *child) signal(s syscall.Signal) error { return c.cmd.Process.Signal(s) }
+// signal sends s to the process with the embedded servers. After SIGSTOP it returns when all threads of the
+// process stand still: until then one of them may answer what was sent after the signal.
+func (c *child) signal(s syscall.Signal) error {
+	if err := c.cmd.Process.Signal(s); err != nil || s != syscall.SIGSTOP {
+		return err
+	}
+	var status syscall.WaitStatus
+	for {
+		switch _, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait until the process stands still: %w", err)
+		case status.Stopped():
+			return nil
+		default:
+			return fmt.Errorf("the process ended with status %d instead of standing still", status)
+		}
+	}
+}
 
 // stackProgram builds the stack into bin/ of the repository and returns its path. Test binaries that start
 // at the same time build one after the other; all but the first find it done by the build cache.
