@@ -133,7 +133,7 @@ func (w *worker) consume(ctx context.Context) error {
 			if err := msg.InProgress(); err != nil {
 				w.q.log.WarnContext(ctx, "the queue could not be told that a mail is under way", "error", err)
 			}
-			w.take(w.delivering, msg)
+			w.take(w.delivering, msg) //nolint:contextcheck // a delivery outlives ctx, see delivering
 		})
 	}
 }

@@ -43,7 +43,7 @@ func setup(ctx context.Context, rt *service.Runtime, visibility Visibility) erro
 		erasureRepeat: cfg.ErasureRepeat,
 		exportsPerDay: cfg.ExportsPerDay,
 	}
-	if err := s.setupHot(rt, cfg.SearchLimit); err != nil {
+	if err := s.setupHot(rt, cfg.SearchLimit); err != nil { //nolint:contextcheck // its counters begin at zero, which no call has caused
 		return err
 	}
 	var err error
