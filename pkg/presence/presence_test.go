@@ -116,6 +116,15 @@ func device(kind realtimev1.DeviceKind) presence.Device {
 	return presence.Device{Session: uuid.New(), Kind: kind}
 }
 
+// apart gives two people of different shards: whoever claims one does not get the other with it.
+func apart() (a, b uuid.UUID) {
+	for a = uuid.New(); ; {
+		if b = uuid.New(); presence.ShardOf(a) != presence.ShardOf(b) {
+			return a, b
+		}
+	}
+}
+
 // claim waits until somebody is due and takes them for a minute.
 func claim(t *testing.T, roster *presence.Roster, user uuid.UUID, now time.Time) presence.Claim {
 	t.Helper()
@@ -262,7 +271,7 @@ func TestLostLeasesAreTakenAnew(t *testing.T) {
 	everyRedis(t, func(t *testing.T, redis rueidis.Client) {
 		roster := presence.NewRoster(redis)
 		g := newGateway(t, redis, nil, 300*time.Millisecond)
-		anna, berta := uuid.New(), uuid.New()
+		anna, berta := apart()
 		phone := device(realtimev1.DeviceKind_DEVICE_KIND_MOBILE)
 		g.set(anna, phone)
 		g.set(berta, phone)

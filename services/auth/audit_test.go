@@ -17,7 +17,7 @@ func TestAuditTrail(t *testing.T) {
 	h, client := start(t)
 	root := newAdmin(t, h, client, "root")
 	anna := newcomer(t, h, client, "anna")
-	berta := newcomer(t, h, client, "berta")
+	berta, clara := newcomer(t, h, client, "berta"), newcomer(t, h, client, "clara")
 	_, err := logIn(from(t, "203.0.113.77"), client, "anna", "not-the-password")
 	wrongPassword(t, err)
 	_, err = logIn(from(t, "203.0.113.78"), client, "nobody", "not-the-password")
@@ -71,7 +71,7 @@ func TestAuditTrail(t *testing.T) {
 		seen, err := root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{UserId: berta.id, PageSize: 1})
 		require.NoError(t, err)
 		require.Equal(t, root.id, seen.GetEvents()[0].GetActorId())
-		_, err = root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{UserId: anna.id, PageToken: seen.GetNextPageToken()})
+		_, err = root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{UserId: clara.id, PageToken: seen.GetNextPageToken()})
 		requireReason(t, err, connect.CodeInvalidArgument, errorv1.Reason_REASON_PAGE_TOKEN_INVALID)
 	})
 }
