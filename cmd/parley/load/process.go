@@ -88,10 +88,10 @@ func (w *watched) sample(ctx context.Context, memory bool) (map[string]Usage, er
 	return all, nil
 }
 
-// peaks raises the resident memory in most, by name, to what is seen until an instant or the end of ctx. It reads a small file of
-// each process; those below them are left out.
+// peaks raises the resident memory in most, by name, to what is seen until an instant or the end of ctx, and at least once. It reads
+// a small file of each process; those below them are left out.
 func (w *watched) peaks(ctx context.Context, until time.Time, most map[string]int64) {
-	for ctx.Err() == nil && time.Now().Before(until) {
+	for {
 		for _, name := range w.names {
 			raw, err := os.ReadFile("/proc/" + strconv.Itoa(w.pids[name]) + "/stat")
 			if err != nil {
@@ -101,7 +101,9 @@ func (w *watched) peaks(ctx context.Context, until time.Time, most map[string]in
 				most[name] = max(most[name], entry.rss)
 			}
 		}
-		_ = sleepUntil(ctx, earlier(until, time.Now().Add(samplePeak)))
+		if sleepUntil(ctx, earlier(until, time.Now().Add(samplePeak))) != nil || !time.Now().Before(until) {
+			return
+		}
 	}
 }
 
