@@ -134,12 +134,14 @@ with_stack = for each in postgres redis pgbouncer; do tools/$$each/ensure >/dev/
 
 # Half an hour. Nothing else should run on the machine: look at the load averages in the results.
 # RESULT=file keeps the raw figures. REFERENCE=folder has another server and its client measured in turns.
+# MEASURE=yardstick,connects measures these alone; the others are silence, separate, overload and crowd.
 SECONDS ?= 20
 REFERENCE ?=
+MEASURE ?=
 .PHONY: bench
 bench: build-stack ## Measure everything beside a yardstick and judge the figures; SECONDS=20 each, SEED=1
 	@tools/postgres/ensure >/dev/null; \
-	PARLEY_BENCH_SECONDS=$(SECONDS) PARLEY_BENCH_SEED=$(SEED) PARLEY_BENCH_RESULT=$(abspath $(RESULT)) PARLEY_BENCH_REFERENCE=$(abspath $(REFERENCE)) \
+	PARLEY_BENCH_SECONDS=$(SECONDS) PARLEY_BENCH_SEED=$(SEED) PARLEY_BENCH_RESULT=$(abspath $(RESULT)) PARLEY_BENCH_REFERENCE=$(abspath $(REFERENCE)) PARLEY_BENCH_ONLY=$(MEASURE) \
 		go test -count=1 -timeout=3h -v -run '^TestBench$$' ./test/e2e/bench
 
 # TIME=5m lets each target run longer, ONLY=Token chooses some.

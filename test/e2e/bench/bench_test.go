@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,6 +22,8 @@ const (
 	// figure is judged.
 	envSeconds = "PARLEY_BENCH_SECONDS"
 	envSeed    = "PARLEY_BENCH_SEED"
+	// envOnly names the measurements that are wanted, with commas between them; all without it.
+	envOnly = "PARLEY_BENCH_ONLY"
 	// envResult names a file for the raw results.
 	envResult = "PARLEY_BENCH_RESULT"
 )
@@ -102,6 +106,15 @@ func TestBench(t *testing.T) { //nolint:tparallel // one at a time, or they meas
 	}
 	if os.Getenv(envReference) != "" {
 		all = append(all, measurement{"reference", (*measurer).besideReference})
+	}
+	only := os.Getenv(envOnly)
+	if only == "" && !p.judged && os.Getenv("PARLEY_E2E_FULL") == "" {
+		only = "yardstick,connects,silence" // the whole rehearsal takes two minutes
+	}
+	if only != "" {
+		wanted := strings.Split(only, ",")
+		all = slices.DeleteFunc(all, func(one measurement) bool { return !slices.Contains(wanted, one.name) })
+		require.Len(t, all, len(wanted), "%s=%s names what is not measured here", envOnly, only)
 	}
 	for _, one := range all {
 		t.Run(one.name, func(t *testing.T) {
