@@ -131,6 +131,9 @@ func TestExportPerson(t *testing.T) {
 	require.Equal(t, 1, strings.Count(files["sessions.ndjson"], "\n"))
 	require.Contains(t, files["sessions.ndjson"], "Anna's laptop")
 	require.Contains(t, files["audit.ndjson"], "203.0.113.5")
+	require.Contains(t, files, "identities.ndjson")
+	require.Contains(t, files, "pending.ndjson")
+	require.Empty(t, files["deeds.ndjson"], "anna is no admin")
 	for name, content := range files {
 		require.NotContains(t, content, "berta", name)
 		for _, secret := range []string{"password_hash", "token_hash", "$2a$", "$2b$"} {
@@ -147,6 +150,19 @@ func TestExportPerson(t *testing.T) {
 		require.Error(t, stream.Err())
 		require.NoError(t, stream.Close())
 	}
+}
+
+// What somebody did as an admin is theirs, whom they did it to is not.
+func TestExportHasTheDeedsOfAnAdmin(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	root, berta := newAdmin(t, h, client, "root"), newcomer(t, h, client, "berta")
+	_, err := setRole(t, root, berta.id, authv1.Role_ROLE_MODERATOR)
+	require.NoError(t, err)
+	files := exportOf(t, h, h.Service("user", "auth"), root.id)
+	require.Contains(t, files["deeds.ndjson"], `"action":"role.set"`)
+	require.NotContains(t, files["deeds.ndjson"], berta.id)
+	require.Empty(t, exportOf(t, h, h.Service("user", "auth"), berta.id)["deeds.ndjson"])
 }
 
 func exportOf(t *testing.T, h *servicetest.Harness, by servicetest.Caller, user string) map[string]string {

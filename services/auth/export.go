@@ -48,6 +48,8 @@ type (
 		LastUsedAt time.Time  `json:"last_used_at"`
 		ExpiresAt  time.Time  `json:"expires_at"`
 		RevokedAt  *time.Time `json:"revoked_at,omitempty"`
+		// ConfirmedAt is when its owner was last proved.
+		ConfirmedAt *time.Time `json:"confirmed_at,omitempty"`
 	}
 	exportedAudit struct {
 		At        time.Time       `json:"at"`
@@ -58,8 +60,27 @@ type (
 		UserAgent string          `json:"user_agent,omitempty"`
 		Details   json.RawMessage `json:"details,omitempty"`
 	}
+	// exportedDeed is what the person did as an admin. To whom is not told: that is the others'.
+	exportedDeed struct {
+		At        time.Time  `json:"at"`
+		Action    string     `json:"action"`
+		Refused   string     `json:"refused,omitempty"`
+		SessionID *uuid.UUID `json:"session_id,omitempty"`
+		Address   string     `json:"address,omitempty"`
+		UserAgent string     `json:"user_agent,omitempty"`
+	}
+	exportedPending struct {
+		WaitsFor   string     `json:"waits_for"`
+		SentTo     string     `json:"sent_to,omitempty"`
+		DeviceName string     `json:"device_name,omitempty"`
+		CreatedAt  *time.Time `json:"created_at,omitempty"`
+		ExpiresAt  time.Time  `json:"expires_at"`
+		Tries      int32      `json:"tries"`
+	}
 	exportedIdentity struct {
 		Provider   string     `json:"provider"`
+		Issuer     string     `json:"issuer"`
+		Subject    string     `json:"subject"`
 		Email      string     `json:"email"`
 		LinkedAt   time.Time  `json:"linked_at"`
 		LastUsedAt *time.Time `json:"last_used_at,omitempty"`
@@ -68,6 +89,8 @@ type (
 		Email     string    `json:"email"`
 		Template  string    `json:"template"`
 		CreatedAt time.Time `json:"created_at"`
+		// Data is what the mail will say.
+		Data json.RawMessage `json:"data,omitempty"`
 	}
 )
 
@@ -79,7 +102,7 @@ func (s *Service) ExportPerson(ctx context.Context, req *portabilityv1.ExportPer
 	}
 	files := portability.To(stream.Send)
 	for _, export := range []func(context.Context, uuid.UUID, *portability.Files) error{
-		s.exportAccount, s.exportIdentities, s.exportSessions, s.exportAudit, s.exportNotices,
+		s.exportAccount, s.exportIdentities, s.exportSessions, s.exportAudit, s.exportDeeds, s.exportPending, s.exportNotices,
 	} {
 		if err := export(ctx, id, files); err != nil {
 			return err
@@ -125,13 +148,14 @@ func (s *Service) exportIdentities(ctx context.Context, id uuid.UUID, files *por
 	if err := files.Begin("identities.ndjson"); err != nil {
 		return err
 	}
-	rows, err := db.New(s.pool).IdentityList(ctx, id)
+	rows, err := db.New(s.pool).IdentitiesExport(ctx, id)
 	if err != nil {
 		return fmt.Errorf("select identities: %w", err)
 	}
 	for _, row := range rows {
 		err := files.Line(exportedIdentity{
-			Provider: row.Provider, Email: row.Email, LinkedAt: row.LinkedAt.UTC(), LastUsedAt: inUTC(row.LastUsedAt),
+			Provider: row.Provider, Issuer: row.Issuer, Subject: row.Subject, Email: row.Email,
+			LinkedAt: row.LinkedAt.UTC(), LastUsedAt: inUTC(row.LastUsedAt),
 		})
 		if err != nil {
 			return err
@@ -154,7 +178,7 @@ func (s *Service) exportSessions(ctx context.Context, id uuid.UUID, files *porta
 			err := files.Line(exportedSession{
 				ID: row.ID.String(), DeviceName: row.DeviceName, Address: row.Address, UserAgent: row.UserAgent,
 				CreatedAt: row.CreatedAt.UTC(), LastUsedAt: row.RotatedAt.UTC(), ExpiresAt: earlier(row.ExpiresAt, row.IdleExpiresAt).UTC(),
-				RevokedAt: inUTC(row.RevokedAt),
+				RevokedAt: inUTC(row.RevokedAt), ConfirmedAt: inUTC(row.ConfirmedAt),
 			})
 			if err != nil {
 				return err
@@ -196,6 +220,65 @@ func (s *Service) exportAudit(ctx context.Context, id uuid.UUID, files *portabil
 	}
 }
 
+// exportDeeds writes what the person did as an admin.
+func (s *Service) exportDeeds(ctx context.Context, id uuid.UUID, files *portability.Files) error {
+	if err := files.Begin("deeds.ndjson"); err != nil {
+		return err
+	}
+	params := db.AuditByAdminParams{AdminID: id, PageSize: exportPage}
+	for {
+		rows, err := db.New(s.pool).AuditByAdmin(ctx, params)
+		if err != nil {
+			return fmt.Errorf("select an admin's audit entries: %w", err)
+		}
+		for _, row := range rows {
+			err := files.Line(exportedDeed{row.At.UTC(), row.Action, row.Refused, row.SessionID, row.Address, row.UserAgent})
+			if err != nil {
+				return err
+			}
+		}
+		if len(rows) < exportPage {
+			return nil
+		}
+		last := rows[len(rows)-1]
+		params.BeforeAt, params.BeforeID = &last.At, &last.ID
+	}
+}
+
+// exportPending writes what waits for the person: codes that were mailed, log-ins that lack the second factor. There
+// are a handful at most.
+func (s *Service) exportPending(ctx context.Context, id uuid.UUID, files *portability.Files) error {
+	if err := files.Begin("pending.ndjson"); err != nil {
+		return err
+	}
+	queries := db.New(s.pool)
+	codes, err := queries.CodesExport(ctx, id)
+	if err != nil {
+		return fmt.Errorf("select codes: %w", err)
+	}
+	for _, row := range codes {
+		err := files.Line(exportedPending{
+			WaitsFor: row.Purpose, SentTo: row.Email, CreatedAt: inUTC(&row.CreatedAt), ExpiresAt: row.ExpiresAt.UTC(), Tries: row.Tries,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	challenges, err := queries.ChallengesExport(ctx, id)
+	if err != nil {
+		return fmt.Errorf("select log-ins: %w", err)
+	}
+	for _, row := range challenges {
+		err := files.Line(exportedPending{
+			WaitsFor: "second_factor", DeviceName: row.DeviceName, ExpiresAt: row.ExpiresAt.UTC(), Tries: row.Tries,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // exportNotices writes the mails that are on their way. There are a handful at most.
 func (s *Service) exportNotices(ctx context.Context, id uuid.UUID, files *portability.Files) error {
 	if err := files.Begin("notices.ndjson"); err != nil {
@@ -206,7 +289,7 @@ func (s *Service) exportNotices(ctx context.Context, id uuid.UUID, files *portab
 		return fmt.Errorf("select notices: %w", err)
 	}
 	for _, row := range rows {
-		if err := files.Line(exportedNotice{row.Email, row.Template, row.CreatedAt.UTC()}); err != nil {
+		if err := files.Line(exportedNotice{row.Email, row.Template, row.CreatedAt.UTC(), row.Data}); err != nil {
 			return err
 		}
 	}

@@ -3,9 +3,6 @@ package messaging_test
 import (
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/stretchr/testify/require"
-
 	"github.com/parleychat/parley/pkg/servicetest"
 )
 
@@ -44,21 +41,5 @@ var exported = map[string]string{
 func TestEveryColumnIsExportedOrDecided(t *testing.T) {
 	t.Parallel()
 	w := start(t, servicetest.Options{}, nil)
-	// The tables of pkg hold events and jobs on their way; partitions are like their table.
-	rows, err := w.DB("messaging").Query(t.Context(), `SELECT (c.relname || '.' || a.attname)::text
-		FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
-		WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-		  AND a.attnum > 0 AND NOT a.attisdropped
-		  AND c.relname NOT IN ('outbox', 'outbox_stream', 'inbox', 'job_lease', 'job_run', 'schema_version', 'runtime_version')`)
-	require.NoError(t, err)
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	require.NoError(t, err)
-	found := map[string]bool{}
-	for _, name := range names {
-		require.Contains(t, exported, name, "decide what an export does with it")
-		found[name] = true
-	}
-	for name := range exported {
-		require.True(t, found[name], "%s is gone", name)
-	}
+	w.ColumnsDecided("messaging", exported)
 }

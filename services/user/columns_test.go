@@ -1,11 +1,6 @@
 package user_test
 
-import (
-	"testing"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/stretchr/testify/require"
-)
+import "testing"
 
 // columns says of every column what an export does with it. A new one has to be
 // decided here.
@@ -35,21 +30,5 @@ var columns = map[string]string{
 func TestEveryColumnIsExportedOrDecided(t *testing.T) {
 	t.Parallel()
 	h, _ := start(t)
-	// The tables of pkg hold events and jobs on their way; partitions are like their table.
-	rows, err := h.DB("user").Query(t.Context(), `SELECT (c.relname || '.' || a.attname)::text
-		FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
-		WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-		  AND a.attnum > 0 AND NOT a.attisdropped
-		  AND c.relname NOT IN ('outbox', 'outbox_stream', 'inbox', 'job_lease', 'job_run', 'schema_version', 'runtime_version')`)
-	require.NoError(t, err)
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	require.NoError(t, err)
-	found := map[string]bool{}
-	for _, name := range names {
-		require.Contains(t, columns, name, "decide what an export does with it")
-		found[name] = true
-	}
-	for name := range columns {
-		require.True(t, found[name], "%s is gone", name)
-	}
+	h.ColumnsDecided("user", columns)
 }

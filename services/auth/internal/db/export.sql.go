@@ -54,14 +54,184 @@ func (q *Queries) AccountExport(ctx context.Context, id uuid.UUID) (AccountExpor
 	return i, err
 }
 
+const auditByAdmin = `-- name: AuditByAdmin :many
+SELECT id, at, action, refused, session_id, address, user_agent
+FROM audit
+WHERE actor_id = $1::uuid AND actor = 'admin'
+  AND ($2::timestamptz IS NULL
+       OR (at, id) < ($2::timestamptz, $3::uuid))
+ORDER BY at DESC, id DESC
+LIMIT $4
+`
+
+type AuditByAdminParams struct {
+	AdminID  uuid.UUID
+	BeforeAt *time.Time
+	BeforeID *uuid.UUID
+	PageSize int32
+}
+
+type AuditByAdminRow struct {
+	ID        uuid.UUID
+	At        time.Time
+	Action    string
+	Refused   string
+	SessionID *uuid.UUID
+	Address   string
+	UserAgent string
+}
+
+// What the person did as an admin, newest first; the position is that of the last row of the page before.
+func (q *Queries) AuditByAdmin(ctx context.Context, arg AuditByAdminParams) ([]AuditByAdminRow, error) {
+	rows, err := q.db.Query(ctx, auditByAdmin,
+		arg.AdminID,
+		arg.BeforeAt,
+		arg.BeforeID,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []AuditByAdminRow{}
+	for rows.Next() {
+		var i AuditByAdminRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.At,
+			&i.Action,
+			&i.Refused,
+			&i.SessionID,
+			&i.Address,
+			&i.UserAgent,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const challengesExport = `-- name: ChallengesExport :many
+SELECT device_name, tries, expires_at FROM log_in_challenge WHERE account_id = $1 ORDER BY expires_at, token_hash
+`
+
+type ChallengesExportRow struct {
+	DeviceName string
+	Tries      int32
+	ExpiresAt  time.Time
+}
+
+func (q *Queries) ChallengesExport(ctx context.Context, accountID uuid.UUID) ([]ChallengesExportRow, error) {
+	rows, err := q.db.Query(ctx, challengesExport, accountID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ChallengesExportRow{}
+	for rows.Next() {
+		var i ChallengesExportRow
+		if err := rows.Scan(&i.DeviceName, &i.Tries, &i.ExpiresAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const codesExport = `-- name: CodesExport :many
+SELECT purpose, email, tries, created_at, expires_at FROM one_time_code WHERE account_id = $1 ORDER BY purpose
+`
+
+type CodesExportRow struct {
+	Purpose   string
+	Email     string
+	Tries     int32
+	CreatedAt time.Time
+	ExpiresAt time.Time
+}
+
+func (q *Queries) CodesExport(ctx context.Context, accountID uuid.UUID) ([]CodesExportRow, error) {
+	rows, err := q.db.Query(ctx, codesExport, accountID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CodesExportRow{}
+	for rows.Next() {
+		var i CodesExportRow
+		if err := rows.Scan(
+			&i.Purpose,
+			&i.Email,
+			&i.Tries,
+			&i.CreatedAt,
+			&i.ExpiresAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const identitiesExport = `-- name: IdentitiesExport :many
+SELECT provider, issuer, subject, email, linked_at, last_used_at FROM oauth_identity WHERE account_id = $1 ORDER BY linked_at, id
+`
+
+type IdentitiesExportRow struct {
+	Provider   string
+	Issuer     string
+	Subject    string
+	Email      string
+	LinkedAt   time.Time
+	LastUsedAt *time.Time
+}
+
+func (q *Queries) IdentitiesExport(ctx context.Context, accountID uuid.UUID) ([]IdentitiesExportRow, error) {
+	rows, err := q.db.Query(ctx, identitiesExport, accountID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []IdentitiesExportRow{}
+	for rows.Next() {
+		var i IdentitiesExportRow
+		if err := rows.Scan(
+			&i.Provider,
+			&i.Issuer,
+			&i.Subject,
+			&i.Email,
+			&i.LinkedAt,
+			&i.LastUsedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const noticesExport = `-- name: NoticesExport :many
-SELECT id, email, template, created_at FROM mail_notice WHERE account_id = $1 ORDER BY created_at, id
+SELECT id, email, template, data, created_at FROM mail_notice WHERE account_id = $1 ORDER BY created_at, id
 `
 
 type NoticesExportRow struct {
 	ID        uuid.UUID
 	Email     string
 	Template  string
+	Data      []byte
 	CreatedAt time.Time
 }
 
@@ -78,6 +248,7 @@ func (q *Queries) NoticesExport(ctx context.Context, accountID uuid.UUID) ([]Not
 			&i.ID,
 			&i.Email,
 			&i.Template,
+			&i.Data,
 			&i.CreatedAt,
 		); err != nil {
 			return nil, err
@@ -91,7 +262,7 @@ func (q *Queries) NoticesExport(ctx context.Context, accountID uuid.UUID) ([]Not
 }
 
 const sessionsExport = `-- name: SessionsExport :many
-SELECT id, device_name, address, user_agent, created_at, rotated_at, expires_at, idle_expires_at, revoked_at
+SELECT id, device_name, address, user_agent, created_at, rotated_at, expires_at, idle_expires_at, revoked_at, confirmed_at
 FROM session
 WHERE account_id = $1 AND id > $2
 ORDER BY id
@@ -114,6 +285,7 @@ type SessionsExportRow struct {
 	ExpiresAt     time.Time
 	IdleExpiresAt time.Time
 	RevokedAt     *time.Time
+	ConfirmedAt   *time.Time
 }
 
 func (q *Queries) SessionsExport(ctx context.Context, arg SessionsExportParams) ([]SessionsExportRow, error) {
@@ -135,6 +307,7 @@ func (q *Queries) SessionsExport(ctx context.Context, arg SessionsExportParams) 
 			&i.ExpiresAt,
 			&i.IdleExpiresAt,
 			&i.RevokedAt,
+			&i.ConfirmedAt,
 		); err != nil {
 			return nil, err
 		}
