@@ -67,7 +67,9 @@ type auditEntry struct {
 	session uuid.UUID
 	// actor is set where nobody calls (operator, system), and where an admin acts as one. It is never guessed from a
 	// token of another account, which anybody may send along.
-	actor   string
+	actor string
+	// admin is who acted as one at another service; of those who call here it is the caller.
+	admin   uuid.UUID
 	details map[string]string
 	// from is set where the call is over.
 	from origin
@@ -161,6 +163,9 @@ func (s *Service) audit(ctx context.Context, queries *db.Queries, e auditEntry, 
 		row.Actor, row.ActorID = actorOf(caller, e.account)
 	case actorAdmin:
 		row.ActorID = idOrNull(caller.UserID)
+		if e.admin != uuid.Nil {
+			row.ActorID = &e.admin
+		}
 	}
 	if row.SessionID == nil && (row.Actor == actorSelf || row.Actor == actorAdmin) {
 		row.SessionID = idOrNull(caller.SessionID)

@@ -22,6 +22,8 @@ const (
 	auditDeletionRequested = "account.deletion_requested"
 	auditDeletionCancelled = "account.deletion_cancelled"
 	auditDataExported      = "account.data_exported"
+	auditErasureViewed     = "admin.erasure_viewed"
+	auditErasuresRepeated  = "admin.erasures_repeated"
 )
 
 // listeners are the subscriptions of the service.
@@ -40,6 +42,14 @@ func (s *Service) listeners() []event.Listener {
 			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserDataExported) error {
 				return s.record(ctx, tx, auditDataExported, e.GetUserId())
 			}),
+		event.On("user", "user.erasure_viewed", event.Once,
+			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserErasureViewed) error {
+				return s.recordAdmin(ctx, tx, auditErasureViewed, e.GetViewedBy(), e.GetUserId())
+			}),
+		event.On("user", "user.erasures_repeated", event.Once,
+			func(ctx context.Context, tx pgx.Tx, _ *eventv1.Event, e *userv1.UserErasuresRepeated) error {
+				return s.recordAdmin(ctx, tx, auditErasuresRepeated, e.GetRepeatedBy(), "")
+			}),
 	}
 }
 
@@ -50,6 +60,21 @@ func (s *Service) record(ctx context.Context, tx pgx.Tx, action, user string) er
 		return fmt.Errorf("the person's id: %w", err)
 	}
 	return s.audit(ctx, db.New(tx), auditEntry{action: action, account: id, actor: actorSelf}, errorv1.Reason_REASON_UNSPECIFIED)
+}
+
+// recordAdmin writes an entry about what an admin has done at another service, to a person or (empty) to all.
+func (s *Service) recordAdmin(ctx context.Context, tx pgx.Tx, action, admin, user string) error {
+	by, err := uuid.Parse(admin)
+	if err != nil {
+		return fmt.Errorf("the admin's id: %w", err)
+	}
+	entry := auditEntry{action: action, actor: actorAdmin, admin: by}
+	if user != "" {
+		if entry.account, err = uuid.Parse(user); err != nil {
+			return fmt.Errorf("the person's id: %w", err)
+		}
+	}
+	return s.audit(ctx, db.New(tx), entry, errorv1.Reason_REASON_UNSPECIFIED)
 }
 
 // forget is auth's part of deleting a person: every session ends, and the account goes with all that refers to

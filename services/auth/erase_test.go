@@ -91,6 +91,37 @@ func TestForgetPerson(t *testing.T) {
 	require.Len(t, h.Events("auth", "auth.person_forgotten"), 2)
 }
 
+// What an admin does at user is in the record of auth, once.
+func TestTheRecordTellsOfAdminsElsewhere(t *testing.T) {
+	t.Parallel()
+	h, client := start(t)
+	root := newAdmin(t, h, client, "root")
+	gone := uuid.NewString()
+	for _, ev := range []*eventv1.Event{
+		event.New("user.erasure_viewed", uuid.NewString(), 1, &userv1.UserErasureViewed{UserId: gone, ViewedBy: root.id}),
+		event.New("user.erasures_repeated", uuid.NewString(), 1, &userv1.UserErasuresRepeated{RepeatedBy: root.id}),
+	} {
+		h.Deliver("user", "auth", ev)
+		h.Deliver("user", "auth", ev)
+	}
+	seen, err := root.admin.ListAuditEvents(t.Context(), &authv1.ListAuditEventsRequest{})
+	require.NoError(t, err)
+	var viewed, repeated int
+	for _, ev := range seen.GetEvents() {
+		switch ev.GetAction() {
+		case "admin.erasure_viewed":
+			viewed++
+			require.Equal(t, gone, ev.GetUserId())
+			require.Equal(t, root.id, ev.GetActorId())
+		case "admin.erasures_repeated":
+			repeated++
+			require.Empty(t, ev.GetUserId())
+			require.Equal(t, root.id, ev.GetActorId())
+		}
+	}
+	require.Equal(t, []int{1, 1}, []int{viewed, repeated})
+}
+
 // What a person does at user is in the record of auth, once.
 func TestTheRecordTellsOfDeletionsAndExports(t *testing.T) {
 	t.Parallel()
