@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -90,5 +89,3 @@ func TestASilentStreamStays(t *testing.T) {
 		})
 	}
 }
-
-var _ http.ResponseWriter = (*stallWriter)(nil)

@@ -275,7 +275,7 @@ func (c *committer) ask(ctx context.Context, open []*parking) error {
 		return err
 	}
 	if len(allowed) != len(checks) {
-		return errors.New("privacy did not answer every check")
+		return errUnanswered
 	}
 	answers := make([]permission, len(open))
 	for i, p := range open {
