@@ -92,6 +92,15 @@ func TestDrain(t *testing.T) {
 		_, response, err := w.dialer().DialContext(t.Context(), w.socketURL(), nil)
 		return err != nil && (response == nil || response.StatusCode == http.StatusServiceUnavailable)
 	}, patience, time.Millisecond, "new sockets are refused")
+	require.Eventually(t, func() bool { // each socket is told by itself
+		told := true
+		w.gateway.hub.each(func(c *connection) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			told = told && c.draining
+		})
+		return told
+	}, patience, time.Millisecond, "the busy one is told, too")
 
 	busy.call(2, "", "/parley.messaging.v1.MessagingService/Sync", &messagingv1.SyncRequest{})
 	refused := busy.receive()
