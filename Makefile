@@ -118,7 +118,7 @@ fmt: bin/golangci-lint $(BUF) ## Format Go and protos
 
 .PHONY: build
 build: build-parley ## Build every program into bin/
-	go build -o bin/ ./services/*/cmd/... ./gateway/cmd/...
+	go build -o bin/ $(addprefix ./,$(wildcard services/*/cmd/* gateway/cmd/*))
 
 .PHONY: build-parley
 build-parley:
