@@ -43,7 +43,8 @@ func story(t *testing.T) trace.TraceID {
 	tracer := otel.Tracer("test")
 	ctx, call := tracer.Start(t.Context(), "parley.user.v1.UserService/GetUser", trace.WithSpanKind(trace.SpanKindServer))
 	inner, query := tracer.Start(ctx, "query\n\tusers", trace.WithAttributes(attribute.String("who", "hunter2@example.org"),
-		attribute.String("long", strings.Repeat("x", 150)+" hunter2@example.org"))) // the end of what is kept lies in the address
+		attribute.String("long", strings.Repeat("x", 150)+" hunter2@example.org"),              // the end of what is shown lies in the address
+		attribute.String("longer", "Bearer "+strings.Repeat("x", 490)+" hunter2@example.org"))) // and here that of what is kept
 	query.SetStatus(codes.Error, "no such hunter2@example.org")
 	query.RecordError(errors.New("ignored"))
 	query.End()

@@ -19,8 +19,8 @@ import (
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
-// The statements of a group commit, in their order. What they promise is written
-// in them.
+// The statements of a group commit, in their order, and the two of a single send.
+// What they promise is written in them.
 var (
 	//go:embed batch/conversations.sql
 	lockConversationsSQL string
@@ -30,6 +30,10 @@ var (
 	appendSQL string
 	//go:embed batch/permissions.sql
 	permissionsSQL string
+	//go:embed batch/conversation.sql
+	lockConversationSQL string
+	//go:embed batch/append_one.sql
+	appendOneSQL string
 )
 
 const (
@@ -45,7 +49,8 @@ const (
 	classIntegrityViolation = "23"
 )
 
-// appender runs the group commit: one transaction in one round trip per batch,
+// appender runs the group commit: one transaction in one round trip per batch (a
+// single send with something to be said against it needs a second, to be judged),
 // so that no lock outlives the connection of the process that took it.
 //
 // It keeps nothing in memory from one batch to the next; any number of them, in
@@ -118,10 +123,36 @@ func (a *appender) once(ctx context.Context, sends []*send) ([]verdict, error) {
 	return verdicts, nil
 }
 
-// transact sends the three statements at once. A pgx batch outside a transaction
-// ends with a single Sync: the server runs it as one implicit transaction, which
-// it commits or rolls back without hearing from us again.
-func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) (verdicts []verdict, err error) {
+// transact stores what may be stored of sends.
+func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) ([]verdict, error) {
+	if len(sends) == 1 {
+		v, appended, err := a.appendPlain(ctx, sends[0], row)
+		if err != nil || appended {
+			return []verdict{v}, err
+		}
+		// Nothing was written. Why, and whether it is so, is for the general statements
+		// to say: the state may have changed meanwhile.
+	}
+	return a.appendAll(ctx, sends, row)
+}
+
+// appendPlain appends a single send against which nothing is to be said, in a
+// transaction like that of appendAll. It leaves all other cases alone.
+func (a *appender) appendPlain(ctx context.Context, s *send, row outbox.Row) (v verdict, appended bool, err error) {
+	now := a.clock.Now()
+	batch := &pgx.Batch{}
+	batch.Queue(lockConversationSQL, s.conversationID)
+	batch.Queue(appendOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, s.hash, s.body,
+		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
+	verdicts, err := a.run(ctx, batch)
+	if err != nil || len(verdicts) == 0 {
+		return verdict{}, false, err
+	}
+	return verdicts[0], true, nil
+}
+
+// appendAll judges sends and appends those that pass.
+func (a *appender) appendAll(ctx context.Context, sends []*send, row outbox.Row) ([]verdict, error) {
 	n := len(sends)
 	conversations, senders, keys := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	hashes, bodies := make([][]byte, n), make([][]byte, n)
@@ -137,26 +168,9 @@ func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) 
 	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
 
-	results := a.db.SendBatch(ctx, batch)
-	defer func() {
-		// The commit happens here; only a clean end says that it did.
-		if closeErr := results.Close(); err == nil && closeErr != nil {
-			verdicts, err = nil, fmt.Errorf("commit batch: %w", closeErr)
-		}
-	}()
-	if _, err := results.Exec(); err != nil {
-		return nil, fmt.Errorf("lock conversations: %w", err)
-	}
-	if _, err := results.Exec(); err != nil {
-		return nil, fmt.Errorf("lock members: %w", err)
-	}
-	rows, err := results.Query()
+	verdicts, err := a.run(ctx, batch)
 	if err != nil {
-		return nil, fmt.Errorf("append entries: %w", err)
-	}
-	verdicts, err = pgx.AppendRows(make([]verdict, 0, n), rows, scanVerdict)
-	if err != nil {
-		return nil, fmt.Errorf("append entries: %w", err)
+		return nil, err
 	}
 	if len(verdicts) != n {
 		return nil, fmt.Errorf("append entries: %d verdicts for %d sends", len(verdicts), n)
@@ -164,9 +178,34 @@ func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) 
 	return verdicts, nil
 }
 
-func scanVerdict(row pgx.CollectableRow) (verdict, error) {
-	var v verdict
-	err := row.Scan(&v.outcome, &v.seq, &v.ordinal, &v.createdAt, &v.low, &v.high, &v.permissionVersion)
+// run sends statements that take locks and a last one that appends, at once. A pgx
+// batch outside a transaction ends with a single Sync: the server runs it as one
+// implicit transaction, which it commits or rolls back without hearing from us again.
+func (a *appender) run(ctx context.Context, batch *pgx.Batch) (verdicts []verdict, err error) {
+	results := a.db.SendBatch(ctx, batch)
+	defer func() {
+		// The commit happens here; only a clean end says that it did.
+		if closeErr := results.Close(); err == nil && closeErr != nil {
+			verdicts, err = nil, fmt.Errorf("commit batch: %w", closeErr)
+		}
+	}()
+	for range batch.Len() - 1 {
+		if _, err := results.Exec(); err != nil {
+			return nil, fmt.Errorf("take locks: %w", err)
+		}
+	}
+	rows, err := results.Query()
+	if err != nil {
+		return nil, fmt.Errorf("append entries: %w", err)
+	}
+	if verdicts, err = pgx.AppendRows(verdicts, rows, scanVerdict); err != nil {
+		return nil, fmt.Errorf("append entries: %w", err)
+	}
+	return verdicts, nil
+}
+
+func scanVerdict(row pgx.CollectableRow) (v verdict, err error) {
+	err = row.Scan(&v.outcome, &v.seq, &v.ordinal, &v.createdAt, &v.low, &v.high, &v.permissionVersion)
 	return v, err
 }
 

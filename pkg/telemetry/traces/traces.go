@@ -6,7 +6,7 @@
 //
 // Invariants: memory is bounded, by spans and by the size of each; only sampled
 // spans come here, so a call that is not sampled pays nothing; texts are masked
-// before they are kept. It never changes what is exported.
+// before anybody reads them. It never changes what is exported.
 package traces
 
 import (
@@ -23,8 +23,10 @@ import (
 )
 
 const (
-	// maxAttributes and maxText bound what one span takes: about 2 KiB.
+	// maxAttributes and maxKept bound what one span takes: less than 1 KiB as a rule,
+	// 7 KiB at most. maxText is what is shown of a text.
 	maxAttributes = 12
+	maxKept       = 512
 	maxText       = 160
 )
 
@@ -61,7 +63,9 @@ type Ring struct {
 	full  bool
 }
 
-// NewRing makes a ring of size spans. mask is applied to every text.
+// NewRing makes a ring of size spans. mask is applied to every text that is read:
+// under load far more is kept than anybody looks at, and to search the SQL of each
+// query for secrets was a twentieth of a busy process.
 func NewRing(size int, mask func(string) string) *Ring {
 	return &Ring{mask: mask, spans: make([]Span, max(size, 1))}
 }
@@ -75,7 +79,7 @@ func (r *Ring) OnEnd(s sdk.ReadOnlySpan) {
 	if !s.SpanContext().IsSampled() {
 		return
 	}
-	r.put(r.convert(s))
+	r.put(convert(s))
 }
 
 // Shutdown implements trace.SpanProcessor. The spans stay to be read.
@@ -96,18 +100,38 @@ func (r *Ring) put(s Span) {
 
 // Spans copies what is kept, the oldest first.
 func (r *Ring) Spans() []Span {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.full {
-		return slices.Clone(r.spans[:r.next])
+	list := r.kept()
+	for i := range list {
+		list[i] = r.shown(list[i])
 	}
-	return append(slices.Clone(r.spans[r.next:]), r.spans[:r.next]...)
+	return list
 }
 
-func (r *Ring) convert(s sdk.ReadOnlySpan) Span {
+func (r *Ring) kept() []Span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := slices.Clone(r.spans[:r.next])
+	if r.full {
+		list = append(slices.Clone(r.spans[r.next:]), list...)
+	}
+	return list
+}
+
+// shown is a kept span as it may be read.
+func (r *Ring) shown(s Span) Span {
+	s.Name, s.Error = r.text(s.Name), r.text(s.Error)
+	attributes := make(map[string]string, len(s.Attributes))
+	for k, v := range s.Attributes {
+		attributes[k] = r.text(v)
+	}
+	s.Attributes = attributes
+	return s
+}
+
+func convert(s sdk.ReadOnlySpan) Span {
 	out := Span{
 		TraceID: s.SpanContext().TraceID().String(), ID: s.SpanContext().SpanID().String(),
-		Name: r.text(s.Name()), Kind: s.SpanKind().String(),
+		Name: bounded(s.Name()), Kind: s.SpanKind().String(),
 		Start: s.StartTime(), Duration: s.EndTime().Sub(s.StartTime()),
 		Attributes: map[string]string{},
 	}
@@ -115,13 +139,13 @@ func (r *Ring) convert(s sdk.ReadOnlySpan) Span {
 		out.Parent = s.Parent().SpanID().String()
 	}
 	if status := s.Status(); status.Code == codes.Error {
-		out.Error = r.text(cmp.Or(status.Description, "error"))
+		out.Error = bounded(cmp.Or(status.Description, "error"))
 	}
 	for _, a := range s.Attributes() {
 		if len(out.Attributes) == maxAttributes {
 			break
 		}
-		out.Attributes[string(a.Key)] = r.text(a.Value.String())
+		out.Attributes[string(a.Key)] = bounded(a.Value.String())
 	}
 	for _, l := range s.Links() {
 		if len(out.Links) < maxAttributes && l.SpanContext.TraceID() != s.SpanContext().TraceID() {
@@ -150,6 +174,15 @@ func serviceOf(s sdk.ReadOnlySpan, attributes map[string]string) string {
 
 // allInOne is the name of the process that holds everything.
 const allInOne = "parley"
+
+// bounded limits what is kept of a text. It ends between two words: half a token or
+// address does not look like one when it is masked.
+func bounded(s string) string {
+	if len(s) <= maxKept {
+		return s
+	}
+	return strings.Clone(s[:strings.LastIndexAny(s[:maxKept], " \t\n")+1]) + "…"
+}
 
 func (r *Ring) text(s string) string {
 	// Masked before it is cut: half a token or address does not look like one.

@@ -1,0 +1,183 @@
+package messaging
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/pkg/clock"
+	"github.com/parleychat/parley/pkg/outbox"
+	"github.com/parleychat/parley/pkg/postgres"
+	"github.com/parleychat/parley/pkg/testkit"
+)
+
+// plainWorld is a database in which both ways to append are tried on twins.
+type plainWorld struct {
+	t        *testing.T
+	db       *pgxpool.Pool
+	clock    *clock.Fake
+	appender *appender
+}
+
+func newPlainWorld(t *testing.T) plainWorld {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testkit.ServiceDatabase(t, "messaging", Definition().Migrations), MaxConns: 4})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	w := plainWorld{t: t, db: pool, clock: clock.NewFake(time.Date(2026, 11, 15, 12, 0, 0, 0, time.UTC))}
+	w.appender = &appender{db: pool, clock: w.clock, partitions: entryPartitions()}
+	for _, p := range []postgres.Partitions{entryPartitions(), (&outbox.Outbox{}).Partitions()} {
+		_, err := p.Ensure(t.Context(), pool, w.clock.Now())
+		require.NoError(t, err)
+	}
+	return w
+}
+
+func (w plainWorld) exec(sql string, args ...any) {
+	w.t.Helper()
+	_, err := w.db.Exec(w.t.Context(), sql, args...)
+	require.NoError(w.t, err)
+}
+
+// direct makes a conversation of two people of which the first may write to the
+// other, and returns a send of the first.
+func (w plainWorld) direct() *send {
+	w.t.Helper()
+	id, low, high, now := uuid.New(), uuid.New(), uuid.New(), w.clock.Now()
+	low[0], high[0] = 1, 2
+	w.exec(`INSERT INTO conversation (id, kind, direct_low, direct_high, head_seq, head_ordinal, last_at, last_xid, may_send_low, checked_at, permission_version, created_at)
+		VALUES ($1, 1, $2, $3, 7, 5, $4, '1', true, $4, 3, $4)`, id, low, high, now)
+	for _, user := range []uuid.UUID{low, high} {
+		w.exec(`INSERT INTO member (conversation_id, user_id, join_seq, read_seq, read_ordinal, mark_xid) VALUES ($1, $2, 1, 2, 2, '1')`, id, user)
+	}
+	return &send{
+		key: sendKey{sender: low, clientMessage: uuid.New()}, conversationID: id,
+		hash: contentHash(id, "text"), body: []byte("body"),
+	}
+}
+
+// rows is all that an append may leave behind, without the ids by which twins differ.
+func (w plainWorld) rows(s *send) (rows []map[string]any) {
+	w.t.Helper()
+	for _, q := range []struct {
+		sql  string
+		args []any
+	}{
+		{"SELECT head_seq, head_ordinal, last_at, last_xid > '1' AS moved FROM conversation WHERE id = $1", []any{s.conversationID}},
+		{
+			"SELECT user_id = $2 AS sender, left_seq, read_seq, read_ordinal, delivered_seq, mark_xid > '1' AS marked FROM member WHERE conversation_id = $1 ORDER BY 1",
+			[]any{s.conversationID, s.key.sender},
+		},
+		{
+			"SELECT seq, ordinal, created_at, kind, sender_id = $2 AS sender, client_message_id = $3 AS key, payload FROM entry WHERE conversation_id = $1",
+			[]any{s.conversationID, s.key.sender, s.key.clientMessage},
+		},
+		{
+			"SELECT conversation_id = $1 AS conversation, seq, ordinal, created_at, content_hash = $4 AS hash FROM send_key WHERE sender_id = $2 AND client_message_id = $3",
+			[]any{s.conversationID, s.key.sender, s.key.clientMessage, s.hash},
+		},
+		{"SELECT from_seq, from_time FROM entry_span WHERE conversation_id = $1", []any{s.conversationID}},
+		{"SELECT created_at, envelopes, key_versions, published_at FROM outbox WHERE id = $1", []any{s.conversationID}}, // see outboxRow
+	} {
+		found, err := w.db.Query(w.t.Context(), q.sql, q.args...)
+		require.NoError(w.t, err)
+		list, err := pgx.CollectRows(found, pgx.RowToMap)
+		require.NoError(w.t, err)
+		rows = append(rows, list...)
+	}
+	return rows
+}
+
+func (w plainWorld) outboxRow(s *send) outbox.Row {
+	return outbox.Row{ID: s.conversationID, CreatedAt: w.clock.Now(), Envelopes: []byte("envelopes")}
+}
+
+// What the short way appends, the general one appends as well and leaves the same
+// behind; and it touches nothing that the general one would refuse.
+func TestPlainAppendIsTheGeneralOne(t *testing.T) {
+	t.Parallel()
+	w := newPlainWorld(t)
+	const conversation, member, store = "UPDATE conversation SET ", "UPDATE member SET ",
+		"INSERT INTO send_key (sender_id, client_message_id, conversation_id, seq, ordinal, created_at, content_hash) "
+	ofOne, ofSender := " WHERE id = $1", " WHERE conversation_id = $1 AND user_id = $2"
+	past := w.clock.Now().Add(-time.Hour)
+	for _, c := range []struct {
+		name    string
+		prepare func(w plainWorld, s *send)
+		plain   bool
+		outcome outcome
+	}{
+		{"Plain", func(plainWorld, *send) {}, true, outcomeAppended},
+		{"Group", func(w plainWorld, s *send) {
+			w.exec(conversation+"direct_low = NULL, direct_high = NULL, checked_at = NULL"+ofOne, s.conversationID)
+		}, true, outcomeAppended},
+		{"ClockBehind", func(w plainWorld, s *send) {
+			w.exec(conversation+"last_at = $2"+ofOne, s.conversationID, w.clock.Now().Add(time.Hour))
+		}, true, outcomeAppended},
+		{"ReadBeyond", func(w plainWorld, s *send) {
+			w.exec(member+"read_seq = 20, read_ordinal = 20, delivered_seq = 20"+ofSender, s.conversationID, s.key.sender)
+		}, true, outcomeAppended},
+		{"FirstOfTheMonth", func(w plainWorld, s *send) {
+			w.exec(conversation+"last_at = $2"+ofOne, s.conversationID, w.clock.Now().AddDate(0, -1, 0))
+		}, false, outcomeAppended},
+		{"Repeated", func(w plainWorld, s *send) {
+			w.exec(store+"VALUES ($1, $2, $3, 6, 4, $4, $5)", s.key.sender, s.key.clientMessage, s.conversationID, past, s.hash)
+		}, false, outcomeRepeated},
+		{"RepeatedAfterTheClosing", func(w plainWorld, s *send) {
+			w.exec(store+"VALUES ($1, $2, $3, 6, 4, $4, $5)", s.key.sender, s.key.clientMessage, s.conversationID, past, s.hash)
+			w.exec(conversation+"closed = true"+ofOne, s.conversationID)
+		}, false, outcomeRepeated},
+		{"Reused", func(w plainWorld, s *send) {
+			w.exec(store+"VALUES ($1, $2, $3, 6, 4, $4, 'another')", s.key.sender, s.key.clientMessage, s.conversationID, past)
+		}, false, outcomeReused},
+		{"NoSuchConversation", func(_ plainWorld, s *send) { s.conversationID = uuid.New() }, false, outcomeUnknown},
+		{"Stranger", func(_ plainWorld, s *send) { s.key.sender = uuid.New() }, false, outcomeUnknown},
+		{"Left", func(w plainWorld, s *send) { w.exec(member+"left_seq = 4"+ofSender, s.conversationID, s.key.sender) }, false, outcomeLeft},
+		{"Closed", func(w plainWorld, s *send) { w.exec(conversation+"closed = true"+ofOne, s.conversationID) }, false, outcomeClosed},
+		{"NeverChecked", func(w plainWorld, s *send) { w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID) }, false, outcomeStale},
+		{"CheckedTooLongAgo", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = $2"+ofOne, s.conversationID, w.clock.Now().Add(-permissionLife))
+		}, false, outcomeStale},
+		{"CheckedJustInTime", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = $2"+ofOne, s.conversationID, w.clock.Now().Add(time.Microsecond-permissionLife))
+		}, true, outcomeAppended},
+		{"NotAllowed", func(w plainWorld, s *send) {
+			w.exec(conversation+"may_send_low = false, may_send_high = true"+ofOne, s.conversationID)
+		}, false, outcomeNotAllowed},
+		{"NotAllowedTheOtherWay", func(w plainWorld, s *send) {
+			require.NoError(w.t, w.db.QueryRow(w.t.Context(), "SELECT direct_high FROM conversation WHERE id = $1", s.conversationID).Scan(&s.key.sender))
+		}, false, outcomeNotAllowed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := w
+			w.t = t
+			short, general := w.direct(), w.direct()
+			c.prepare(w, short)
+			c.prepare(w, general)
+			before := w.rows(short)
+			require.Equal(t, before, w.rows(general), "the two are twins")
+
+			want, err := w.appender.appendAll(t.Context(), []*send{general}, w.outboxRow(general))
+			require.NoError(t, err)
+			require.Equal(t, c.outcome, want[0].outcome)
+			got, appended, err := w.appender.appendPlain(t.Context(), short, w.outboxRow(short))
+			require.NoError(t, err)
+			require.Equal(t, c.plain, appended)
+			if !appended {
+				require.Equal(t, before, w.rows(short), "nothing is written")
+				return
+			}
+			require.Equal(t, verdict{
+				outcome: outcomeAppended, seq: 8, ordinal: 6, createdAt: got.createdAt, low: got.low, high: got.high, permissionVersion: 3,
+			}, got)
+			require.Equal(t, want[0].createdAt, got.createdAt)
+			require.Equal(t, want[0].low == nil, got.low == nil)
+			require.Equal(t, w.rows(general), w.rows(short))
+		})
+	}
+}
