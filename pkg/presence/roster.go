@@ -63,7 +63,7 @@ func (r *Roster) Claim(ctx context.Context, shard int, now time.Time, hold time.
 
 func parseClaim(row rueidis.RedisMessage) (Claim, error) {
 	parts, err := row.ToArray()
-	if err != nil || len(parts) != 3 {
+	if err != nil || len(parts) != 2 {
 		return Claim{}, fmt.Errorf("a claim of %d parts: %w", len(parts), err)
 	}
 	id, err := parts[0].ToString()
@@ -74,18 +74,14 @@ func parseClaim(row rueidis.RedisMessage) (Claim, error) {
 	if c.User, err = uuid.Parse(id); err != nil {
 		return Claim{}, fmt.Errorf("id of a claim: %w", err)
 	}
-	again, err := parts[1].AsInt64()
-	if err != nil {
-		return Claim{}, fmt.Errorf("state of a claim: %w", err)
-	}
-	c.Again = again == 1
-	fields, err := parts[2].AsStrSlice()
+	fields, err := parts[1].AsStrSlice()
 	if err != nil {
 		return Claim{}, fmt.Errorf("fields of a claim: %w", err)
 	}
 	for i := 0; i+1 < len(fields); i += 2 {
 		switch field, value := fields[i], fields[i+1]; field {
 		case "c":
+			c.Again = true
 		case "l":
 			if ms, err := strconv.ParseInt(value, 10, 64); err == nil {
 				c.LeftAt = time.UnixMilli(ms).UTC()

@@ -3,7 +3,9 @@ package presence
 import "github.com/redis/rueidis"
 
 // The scripts make keys of people from a prefix: those have the hash tag of the
-// keys that are named, so they stand in the same slot.
+// keys that are named, so they stand in the same slot. What they do to one key for
+// many people is one call: a call costs more than what it does. unpack takes some
+// thousand values; reportPeople, judgePeople and the like stay far below.
 //
 // Those that are run for many shards at once are sent whole each time: to load them
 // first would take every node of a cluster, so that one that is away, were it only
@@ -52,49 +54,53 @@ local last = redis.call('GET', KEYS[1])
 if not last then return -1 end
 if tonumber(last) ~= tonumber(ARGV[1]) - 1 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local changed = false
+local due, here = {}, {}
 for i = 6, #ARGV, 2 do
   local user, devices = ARGV[i], ARGV[i+1]
   local key = ARGV[3] .. user
   if devices == '' then
     redis.call('HDEL', key, ARGV[4])
     redis.call('SREM', KEYS[2], user)
-    redis.call('ZADD', KEYS[3], 0, user)
-    changed = true
+    due[#due+1] = 0
+    due[#due+1] = user
   else
-    if redis.call('HGET', key, ARGV[4]) ~= devices then
+    local was = redis.call('HMGET', key, ARGV[4], 'l')
+    if was[1] ~= devices then
       redis.call('HSET', key, ARGV[4], devices)
-      redis.call('ZADD', KEYS[3], 0, user)
-      changed = true
+      due[#due+1] = 0
+      due[#due+1] = user
     end
-    redis.call('HDEL', key, 'l')
-    redis.call('SADD', KEYS[2], user)
+    if was[2] then redis.call('HDEL', key, 'l') end
+    here[#here+1] = user
     redis.call('PEXPIRE', key, ARGV[5])
   end
 end
+if #here > 0 then redis.call('SADD', KEYS[2], unpack(here)) end
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
-if changed then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
+if #due > 0 then
+  redis.call('ZADD', KEYS[3], unpack(due))
+  redis.call('PEXPIRE', KEYS[3], ARGV[5])
+end
 return 1`)
 
 // claimScript takes people who are due, and makes them due again at a later moment
-// in case whoever took them dies. It answers person by person: id, whether somebody
-// took this one before and did not settle, and the fields of its hash.
+// in case whoever took them dies. It answers person by person: id, and the fields of
+// its hash as they were; c is that somebody took this one before and did not settle.
 //
 // Keys: due. Arguments: now, the later moment, how many, prefix of people, TTL of
 // the roll.
 var claimScript = rueidis.NewLuaScript(`
 local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, tonumber(ARGV[3]))
-local out = {}
+local out, later = {}, {}
 for _, user in ipairs(users) do
   local key = ARGV[4] .. user
-  local fields = redis.call('HGETALL', key)
-  local again = 0
-  if redis.call('HEXISTS', key, 'c') == 1 then again = 1 end
+  out[#out+1] = {user, redis.call('HGETALL', key)}
   redis.call('HSET', key, 'c', '1')
   redis.call('PEXPIRE', key, ARGV[5])
-  redis.call('ZADD', KEYS[1], ARGV[2], user)
-  out[#out+1] = {user, again, fields}
+  later[#later+1] = ARGV[2]
+  later[#later+1] = user
 end
+if #later > 0 then redis.call('ZADD', KEYS[1], unpack(later)) end
 return out`)
 
 // settleScript ends claims. Who has changed since it was taken (0) stays due; who
@@ -105,16 +111,17 @@ return out`)
 //
 //nolint:dupword // Lua ends its blocks by words
 var settleScript = rueidis.NewLuaScript(`
+local done = {}
 for i = 3, #ARGV, 3 do
   local user, again, left = ARGV[i], ARGV[i+1], ARGV[i+2]
   local key = ARGV[1] .. user
   local score = redis.call('ZSCORE', KEYS[1], user)
   if score and tonumber(score) == tonumber(ARGV[2]) then
-    redis.call('HDEL', key, 'c')
     if again == '' then
-      redis.call('HDEL', key, 'l')
-      redis.call('ZREM', KEYS[1], user)
+      redis.call('HDEL', key, 'c', 'l')
+      done[#done+1] = user
     else
+      redis.call('HDEL', key, 'c')
       redis.call('HSET', key, 'l', left)
       redis.call('ZADD', KEYS[1], again, user)
     end
@@ -122,6 +129,7 @@ for i = 3, #ARGV, 3 do
     redis.call('HDEL', key, 'c')
   end
 end
+if #done > 0 then redis.call('ZREM', KEYS[1], unpack(done)) end
 return 1`)
 
 // doubtScript makes people due, as if they had been taken before and not settled:
