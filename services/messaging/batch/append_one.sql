@@ -4,7 +4,8 @@
 -- While there is little to do every batch is one send, and most of what append.sql
 -- costs is to set up its plan, which is made for many. This is it without whatever
 -- a plain send does not need. What passes here must pass there, and leave the same
--- rows (append_test.go). As there, the snapshot is of after the lock.
+-- rows (append_test.go). As there, the snapshot is of after the lock. It covers
+-- left_seq, too: whoever changes a membership holds the conversation's lock.
 --
 -- $1 conversation id, $2 sender id, $3 client message id, $4 content hash, $5 body,
 -- $6 the clock. $7 permission states checked at or before this are stale.
