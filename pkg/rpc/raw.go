@@ -20,27 +20,36 @@ import (
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
+// protocolVersion is Connect's.
+var protocolVersion = []string{"1"}
+
 // RawClient calls one unary procedure with messages that are encoded already:
 // the gateway passes on what it does not read. It is safe for concurrent use.
 type RawClient struct {
 	http        connect.HTTPClient
-	url         *url.URL
-	contentType string
-	invalid     error
+	contentType []string
+	// template is the request without what differs from call to call. Whoever wants
+	// another URL or header further down makes its own.
+	template *http.Request
+	invalid  error
 }
 
 // NewRawClient makes a client of "/parley.user.v1.UserService/GetUser" whose
 // messages are "proto" or "json". A bad URL or codec shows as an error of Call.
 func NewRawClient(b Backend, procedure, codec string) *RawClient {
-	c := &RawClient{http: b.HTTP, contentType: "application/" + codec}
+	c := &RawClient{http: b.HTTP, contentType: []string{"application/" + codec}}
 	if codec != "proto" && codec != "json" {
 		c.invalid = fmt.Errorf("raw client: unknown codec %q", codec)
 	}
 	u, err := url.Parse(b.URL + procedure)
 	if err != nil {
 		c.invalid = fmt.Errorf("raw client: %w", err)
+		return c
 	}
-	c.url = u
+	c.template = &http.Request{
+		Method: http.MethodPost, URL: u, Host: u.Host,
+		Proto: "HTTP/2.0", ProtoMajor: 2, Body: http.NoBody,
+	}
 	return c
 }
 
@@ -69,23 +78,19 @@ func (c *RawClient) Call(ctx context.Context, header http.Header, body []byte) (
 func (c *RawClient) request(ctx context.Context, header http.Header, body []byte) *http.Request {
 	h := make(http.Header, len(header)+3)
 	maps.Copy(h, header)
-	h["Content-Type"] = []string{c.contentType}
-	h["Connect-Protocol-Version"] = []string{"1"}
+	h["Content-Type"] = c.contentType
+	h["Connect-Protocol-Version"] = protocolVersion
 	if deadline, ok := ctx.Deadline(); ok {
 		left := max(time.Until(deadline).Milliseconds(), 0)
 		h["Connect-Timeout-Ms"] = []string{strconv.FormatInt(left, 10)}
 	}
-	u := *c.url
-	r := &http.Request{
-		Method: http.MethodPost, URL: &u, Host: u.Host, Header: h,
-		Proto: "HTTP/2.0", ProtoMajor: 2,
-		Body: http.NoBody, ContentLength: int64(len(body)),
-	}
+	r := c.template.WithContext(ctx)
+	r.Header, r.ContentLength = h, int64(len(body))
 	if len(body) > 0 {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	}
-	return r.WithContext(ctx)
+	return r
 }
 
 func readAnswer(res *http.Response) ([]byte, error) {
