@@ -30,6 +30,7 @@ import (
 	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/exemplar"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
 
@@ -187,6 +188,8 @@ func (t *Telemetry) setupMetrics(res *resource.Resource) error {
 	}
 	provider := metric.NewMeterProvider(metric.WithResource(res), metric.WithReader(exporter),
 		metric.WithCardinalityLimit(maxSeries),
+		// The plain text format, which we serve, has no place for them.
+		metric.WithExemplarFilter(exemplar.AlwaysOffFilter),
 		metric.WithView(metric.NewView(metric.Instrument{Name: "rpc.*.call.duration"}, metric.Stream{
 			Aggregation: metric.AggregationExplicitBucketHistogram{Boundaries: callSeconds},
 			// The rest says nothing more: the protocol, the address, the code again.
