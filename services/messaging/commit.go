@@ -144,7 +144,7 @@ func (a *appender) appendPlain(ctx context.Context, s *send, row outbox.Row) (v 
 	batch.Queue(lockConversationSQL, s.conversationID)
 	batch.Queue(appendOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, s.hash, s.body,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
-	verdicts, err := a.run(ctx, batch)
+	verdicts, err := a.run(ctx, batch, 1)
 	if err != nil || len(verdicts) == 0 {
 		return verdict{}, false, err
 	}
@@ -168,7 +168,7 @@ func (a *appender) appendAll(ctx context.Context, sends []*send, row outbox.Row)
 	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
 
-	verdicts, err := a.run(ctx, batch)
+	verdicts, err := a.run(ctx, batch, n)
 	if err != nil {
 		return nil, err
 	}
@@ -178,10 +178,11 @@ func (a *appender) appendAll(ctx context.Context, sends []*send, row outbox.Row)
 	return verdicts, nil
 }
 
-// run sends statements that take locks and a last one that appends, at once. A pgx
+// run sends statements that take locks and a last one that appends, at once, and
+// returns the rows of that one, at most as many as there are sends. A pgx
 // batch outside a transaction ends with a single Sync: the server runs it as one
 // implicit transaction, which it commits or rolls back without hearing from us again.
-func (a *appender) run(ctx context.Context, batch *pgx.Batch) (verdicts []verdict, err error) {
+func (a *appender) run(ctx context.Context, batch *pgx.Batch, sends int) (verdicts []verdict, err error) {
 	results := a.db.SendBatch(ctx, batch)
 	defer func() {
 		// The commit happens here; only a clean end says that it did.
@@ -198,7 +199,8 @@ func (a *appender) run(ctx context.Context, batch *pgx.Batch) (verdicts []verdic
 	if err != nil {
 		return nil, fmt.Errorf("append entries: %w", err)
 	}
-	if verdicts, err = pgx.AppendRows(verdicts, rows, scanVerdict); err != nil {
+	verdicts, err = pgx.AppendRows(make([]verdict, 0, sends), rows, scanVerdict)
+	if err != nil {
 		return nil, fmt.Errorf("append entries: %w", err)
 	}
 	return verdicts, nil
