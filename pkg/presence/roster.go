@@ -11,8 +11,8 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// sweepPeople are taken back by one script.
-const sweepPeople = 500
+// sweepPeople are taken back by one script, claimPeople are the most that one claims.
+const sweepPeople, claimPeople = 500, 1000
 
 // Roster is the roll as the user service reads it. Any number of replicas may work
 // on it at once. Errors of its methods are Redis's.
@@ -38,14 +38,14 @@ type Claim struct {
 	score string
 }
 
-// Claim takes up to a number of people of a shard who are due, for so long.
+// Claim takes up to a number of people of a shard who are due, claimPeople at most, for so long.
 func (r *Roster) Claim(ctx context.Context, shard int, now time.Time, hold time.Duration, most int) ([]Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	keys := keysOf(shard)
 	score := score(now.Add(hold))
 	rows, err := claimScript.Exec(ctx, r.redis, []string{keys.due()},
-		[]string{timeText(now), score, strconv.Itoa(most), keys.user(), milliseconds(rollLife)}).ToArray()
+		[]string{timeText(now), score, strconv.Itoa(min(most, claimPeople)), keys.user(), milliseconds(rollLife)}).ToArray()
 	if err != nil {
 		return nil, fmt.Errorf("claim: %w", err)
 	}

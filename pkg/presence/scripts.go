@@ -3,9 +3,10 @@ package presence
 import "github.com/redis/rueidis"
 
 // The scripts make keys of people from a prefix: those have the hash tag of the
-// keys that are named, so they stand in the same slot. What they do to one key for
-// many people is one call: a call costs more than what it does. unpack takes some
-// thousand values; reportPeople, judgePeople and the like stay far below.
+// keys that are named, so they stand in the same slot. What reports, claims and
+// sweeps do to one key for many people is one call: a call costs more than what it
+// does. unpack takes some thousand values: reportPeople, claimPeople and sweepPeople
+// stay far below.
 //
 // Those that are run for many shards at once are sent whole each time: to load them
 // first would take every node of a cluster, so that one that is away, were it only
@@ -54,13 +55,13 @@ local last = redis.call('GET', KEYS[1])
 if not last then return -1 end
 if tonumber(last) ~= tonumber(ARGV[1]) - 1 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local due, here = {}, {}
+local due, here, gone = {}, {}, {}
 for i = 6, #ARGV, 2 do
   local user, devices = ARGV[i], ARGV[i+1]
   local key = ARGV[3] .. user
   if devices == '' then
     redis.call('HDEL', key, ARGV[4])
-    redis.call('SREM', KEYS[2], user)
+    gone[#gone+1] = user
     due[#due+1] = 0
     due[#due+1] = user
   else
@@ -75,6 +76,7 @@ for i = 6, #ARGV, 2 do
     redis.call('PEXPIRE', key, ARGV[5])
   end
 end
+if #gone > 0 then redis.call('SREM', KEYS[2], unpack(gone)) end
 if #here > 0 then redis.call('SADD', KEYS[2], unpack(here)) end
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 if #due > 0 then
@@ -157,18 +159,21 @@ return 1`)
 //nolint:dupword // Lua ends its blocks by words
 var sweepScript = rueidis.NewLuaScript(`
 local left = tonumber(ARGV[4])
-local swept = 0
+local due = {}
 for _, lease in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if left > 0 and redis.call('EXISTS', ARGV[1] .. lease) == 0 then
     local of = ARGV[2] .. lease
     for _, user in ipairs(redis.call('SPOP', of, left)) do
       redis.call('HDEL', ARGV[3] .. user, lease)
-      redis.call('ZADD', KEYS[2], 0, user)
+      due[#due+1] = 0
+      due[#due+1] = user
       left = left - 1
-      swept = swept + 1
     end
     if redis.call('SCARD', of) == 0 then redis.call('SREM', KEYS[1], lease) end
   end
 end
-if swept > 0 then redis.call('PEXPIRE', KEYS[2], ARGV[5]) end
-return swept`)
+if #due > 0 then
+  redis.call('ZADD', KEYS[2], unpack(due))
+  redis.call('PEXPIRE', KEYS[2], ARGV[5])
+end
+return #due / 2`)
