@@ -138,6 +138,7 @@ func TestStart(t *testing.T) {
 		execute(t, s.Postgres.URL, "CREATE TABLE kept (id int)")
 		require.Equal(t, "on", query[string](t, s.Postgres.URL, "SHOW fsync"))
 		require.Equal(t, "UTF8", query[string](t, s.Postgres.URL, "SHOW server_encoding"))
+		require.Equal(t, "1min", query[string](t, s.Postgres.URL, "SHOW checkpoint_timeout"), "what a killed server has to replay is bounded")
 		require.NoError(t, s.Stop())
 		requireGone(t, s.Postgres.PID())
 
