@@ -154,12 +154,12 @@ fuzz: build-stack ## Run every fuzz target for a while; TIME=30s ONLY=REGEX
 ##@ Before a commit
 
 .PHONY: verify
-verify: lint drift breaking manifests ## What CI judges: the tests of packages with the race detector, the whole system without
+verify: build lint drift breaking manifests ## What CI judges: the tests of packages with the race detector, the whole system without
 	@$(MAKE) test-unit RACE=1
 	@$(MAKE) test-e2e
 
 .PHONY: verify-full
-verify-full: lint drift breaking manifests ## verify, with the second shape, the race detector in every program, long properties and a little of every fuzz target
+verify-full: build lint drift breaking manifests ## verify, with the second shape, the race detector in every program, long properties and a little of every fuzz target
 	@PARLEY_E2E_FULL=1 $(MAKE) test RACE=1
 	@$(MAKE) fuzz TIME=3s
 
