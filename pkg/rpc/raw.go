@@ -28,8 +28,8 @@ var protocolVersion = []string{"1"}
 type RawClient struct {
 	http        connect.HTTPClient
 	contentType []string
-	// template is the request without what differs from call to call. Whoever wants
-	// another URL or header further down makes its own.
+	// template is the request without what differs from call to call. Its URL and the
+	// values of its headers are shared by all: whoever wants others makes its own.
 	template *http.Request
 	invalid  error
 }

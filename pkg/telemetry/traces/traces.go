@@ -24,7 +24,7 @@ import (
 
 const (
 	// maxAttributes and maxKept bound what one span takes: less than 1 KiB as a rule,
-	// 7 KiB at most. maxText is what is shown of a text.
+	// 8 KiB at most. maxText is what is shown of a text.
 	maxAttributes = 12
 	maxKept       = 512
 	maxText       = 160
