@@ -68,7 +68,7 @@ func newRoutes(methods map[string]rpc.Method, dialer rpc.Dialer, proxyTo func(rp
 func (t routes) find(procedure string) (*route, error) {
 	r, ok := t[procedure]
 	if !ok {
-		return nil, rpc.Error(connect.CodeUnimplemented, errorv1.Reason_REASON_METHOD_UNKNOWN, "no such method")
+		return nil, rpc.ErrMethodUnknown()
 	}
 	return r, nil
 }

@@ -108,7 +108,7 @@ func Authorize(m Method, c identity.Caller) error {
 func (s *Server) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, header http.Header) (context.Context, error) {
 	method, ok := Methods()[spec.Procedure]
 	if !ok {
-		return nil, s.rejected(ctx, spec, errMethodUnknown())
+		return nil, s.rejected(ctx, spec, ErrMethodUnknown())
 	}
 	caller, err := Authenticate(ctx, s.cfg.Users, s.cfg.Services, header)
 	if err == nil {
@@ -120,6 +120,8 @@ func (s *Server) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, he
 	return identity.With(ctx, caller), nil
 }
 
-func errMethodUnknown() *connect.Error {
+// ErrMethodUnknown is the answer for a procedure that is not there, and for one that
+// the caller shall not learn of: the two must not differ.
+func ErrMethodUnknown() *connect.Error {
 	return Error(connect.CodeUnimplemented, errorv1.Reason_REASON_METHOD_UNKNOWN, "no such method")
 }

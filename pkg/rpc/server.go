@@ -183,7 +183,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s.writeError(out, r, errMethodUnknown())
+	s.writeError(out, r, ErrMethodUnknown())
 }
 
 func (s *Server) route(path string) http.Handler {
