@@ -65,13 +65,12 @@ func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, r.Context().Err() //nolint:wrapcheck // as a transport returns it
 	}
 	body := holdBody(r)
-	var tried *endpoint
+	e, again := b.pick(nil), true
+	if e == nil {
+		body.release()
+		return nil, errAway(b.service, errNoEndpoint)
+	}
 	for {
-		e := b.pick(tried)
-		if e == nil {
-			body.release()
-			return nil, errAway(b.service, errNoEndpoint)
-		}
 		res, err := e.roundTrip(r, body)
 		var dial *dialError
 		if err == nil || !errors.As(err, &dial) {
@@ -79,14 +78,18 @@ func (b *balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 			return res, err
 		}
 		b.lookNow()
-		if tried != nil || b.count() < 2 || r.Context().Err() != nil || body.touched() {
+		var other *endpoint
+		if again && r.Context().Err() == nil && !body.touched() {
+			other = b.pick(e) // perhaps one that was found only meanwhile
+		}
+		if other == nil {
 			body.release()
 			if ended := r.Context().Err(); ended != nil {
 				return nil, ended //nolint:wrapcheck // as a transport returns it
 			}
 			return nil, errAway(b.service, err)
 		}
-		tried = e
+		e, again = other, false
 	}
 }
 
@@ -137,12 +140,6 @@ func (b *balancer) mostWaiting(not *endpoint) int64 {
 		}
 	}
 	return tolerated + 2*max(least, 0)
-}
-
-func (b *balancer) count() int {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return len(b.endpoints)
 }
 
 // lookNow asks the resolver for a look without waiting for it.
