@@ -58,9 +58,12 @@ func startNode(t *testing.T, name, addr string) *node {
 		}),
 	}
 	n.srv.Protocols.SetUnencryptedHTTP2(true)
+	serving := make(chan struct{})
+	n.srv.BaseContext = func(net.Listener) context.Context { close(serving); return context.WithoutCancel(t.Context()) }
 	done := make(chan struct{})
 	go func() { defer close(done); _ = n.srv.Serve(ln) }()
 	t.Cleanup(func() { _ = n.srv.Close(); <-done })
+	<-serving // to close a server that does not serve yet leaves its socket open for a moment
 	return n
 }
 
