@@ -18,9 +18,11 @@ import (
 )
 
 // The cluster client closes connections to nodes that it has left after five
-// seconds, by a goroutine that nobody can end.
+// seconds, and looks at the cluster again up to a second after an error, by
+// goroutines that nobody can end.
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"))
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"))
 }
 
 const patience = 20 * time.Second
