@@ -63,7 +63,7 @@ SEED ?= 1
 RESULT ?=
 .PHONY: chaos
 chaos: build-stack ## Break the whole system at random, under load; DURATION=10m SEED=1
-	@tools/postgres/ensure >/dev/null; \
+	@tools/postgres/ensure >/dev/null; tools/redis/ensure >/dev/null; \
 	PARLEY_CHAOS_DURATION=$(DURATION) PARLEY_CHAOS_SEED=$(SEED) PARLEY_CHAOS_RESULT=$(abspath $(RESULT)) \
 		go test -count=1 -timeout=24h -v -run '^TestChaos$$' ./test/e2e/chaos
 
@@ -140,7 +140,7 @@ REFERENCE ?=
 MEASURE ?=
 .PHONY: bench
 bench: build-stack ## Measure everything beside a yardstick and judge the figures; SECONDS=20 each, SEED=1
-	@tools/postgres/ensure >/dev/null; \
+	@tools/postgres/ensure >/dev/null; tools/redis/ensure >/dev/null; \
 	PARLEY_BENCH_SECONDS=$(SECONDS) PARLEY_BENCH_SEED=$(SEED) PARLEY_BENCH_RESULT=$(abspath $(RESULT)) PARLEY_BENCH_REFERENCE=$(abspath $(REFERENCE)) PARLEY_BENCH_ONLY=$(MEASURE) \
 		go test -count=1 -timeout=3h -v -run '^TestBench$$' ./test/e2e/bench
 

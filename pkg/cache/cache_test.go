@@ -29,7 +29,7 @@ func TestAwayAndBack(t *testing.T) {
 	t.Parallel()
 	server := testkit.PrivateRedis(t)
 	server.Stop()
-	c, err := cache.Open(server.URL+"?protocol=2&client_cache=0", "test")
+	c, err := cache.Open(server.URL, "test")
 	require.ErrorIs(t, err, cache.ErrAway)
 	require.NotNil(t, c)
 	defer c.Close()

@@ -27,7 +27,7 @@ func embedded(t *testing.T) string { return testkit.Redis(t) + "?protocol=2&clie
 // servers are all that the cache has to work with.
 var servers = map[string]func(t *testing.T) string{
 	"Embedded": embedded,
-	"Redis":    func(t *testing.T) string { return testkit.RealRedis(t) },
+	"Redis":    func(t *testing.T) string { return testkit.PrivateRedis(t).URL },
 	"Cluster":  func(t *testing.T) string { return testkit.RedisCluster(t) },
 }
 
@@ -122,7 +122,7 @@ func newCache(t *testing.T, c rueidis.Client, opts cache.Options[string, int]) *
 // not say.
 func stop(t *testing.T, server *testkit.RedisServer) {
 	t.Helper()
-	client := open(t, server.URL+"?protocol=2&client_cache=0")
+	client := open(t, server.URL+"?client_cache=0")
 	server.Pause()
 	require.Eventually(t, func() bool {
 		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -283,7 +283,7 @@ func TestWithoutRedis(t *testing.T) {
 		t.Parallel()
 		server := testkit.PrivateRedis(t)
 		s := newSource(map[string]int{"a": 1})
-		c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), numbers(s))
+		c := newCache(t, open(t, server.URL+"?client_cache=0"), numbers(s))
 		requireValue(t, c, "a", 1)
 		server.Stop()
 		s.set("a", 2)
@@ -303,7 +303,7 @@ func TestWithoutRedis(t *testing.T) {
 		s := newSource(map[string]int{"a": 1})
 		opts := numbers(s)
 		opts.Patience = 0 // as it is by default
-		c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), opts)
+		c := newCache(t, open(t, server.URL+"?client_cache=0"), opts)
 		requireValue(t, c, "a", 1)
 		server.Pause()
 		defer server.Resume()
@@ -318,7 +318,7 @@ func TestWithoutRedis(t *testing.T) {
 		server := testkit.PrivateRedis(t)
 		opts := numbers(newSource(map[string]int{"a": 1}))
 		opts.Patience = 0 // as it is by default
-		c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), opts)
+		c := newCache(t, open(t, server.URL+"?client_cache=0"), opts)
 		require.NoError(t, c.Invalidate(t.Context(), "a"))
 		stop(t, server)
 		defer server.Resume()
@@ -343,7 +343,7 @@ func TestWithoutRedis(t *testing.T) {
 				once.Do(func() { stop(t, server) })
 				return load(ctx, keys)
 			}
-			c := newCache(t, open(t, server.URL+"?protocol=2&client_cache=0"), opts)
+			c := newCache(t, open(t, server.URL+"?client_cache=0"), opts)
 			requireValue(t, c, "a", 1)
 			began := time.Now()
 			requireValue(t, c, "b", 2)

@@ -53,7 +53,7 @@ func TestTake(t *testing.T) {
 	t.Parallel()
 	for name, redis := range map[string]func(t *testing.T) rueidis.Client{
 		"Embedded": func(t *testing.T) rueidis.Client { return open(t, testkit.Redis(t)+"?protocol=2&client_cache=0") },
-		"Redis":    func(t *testing.T) rueidis.Client { return open(t, testkit.RealRedis(t)) },
+		"Redis":    func(t *testing.T) rueidis.Client { return open(t, testkit.PrivateRedis(t).URL) },
 		"Cluster":  func(t *testing.T) rueidis.Client { return open(t, testkit.RedisCluster(t)) },
 		"Alone":    func(*testing.T) rueidis.Client { return nil },
 	} {
@@ -92,7 +92,7 @@ func TestTake(t *testing.T) {
 // Replicas that ask at the same moment get together what the limit allows.
 func TestAtomic(t *testing.T) {
 	t.Parallel()
-	for name, url := range map[string]string{"Redis": testkit.RealRedis(t), "Embedded": testkit.Redis(t) + "?protocol=2&client_cache=0"} {
+	for name, url := range map[string]string{"Redis": testkit.PrivateRedis(t).URL, "Embedded": testkit.Redis(t) + "?protocol=2&client_cache=0"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			clk := clock.NewFake(noon)
@@ -133,7 +133,7 @@ func TestAway(t *testing.T) {
 			t.Parallel()
 			server := testkit.PrivateRedis(t)
 			clk := clock.NewFake(noon)
-			l := newLimiter(t, open(t, server.URL+"?protocol=2&client_cache=0"), clk, limit.Options{Name: "test", Burst: 3, Every: time.Minute, Away: c.away})
+			l := newLimiter(t, open(t, server.URL), clk, limit.Options{Name: "test", Burst: 3, Every: time.Minute, Away: c.away})
 			for range 2 {
 				require.NoError(t, l.Check(t.Context(), "a"))
 			}

@@ -35,7 +35,7 @@ func everyRedis(t *testing.T, test func(*testing.T, rueidis.Client)) {
 	t.Helper()
 	servers := map[string]func(testing.TB) string{
 		"Embedded": func(t testing.TB) string { return testkit.Redis(t) + "?protocol=2&client_cache=0" },
-		"Server":   func(t testing.TB) string { return testkit.RealRedis(t) },
+		"Server":   func(t testing.TB) string { return testkit.PrivateRedis(t).URL },
 		"Cluster":  testkit.RedisCluster,
 	}
 	for name, url := range servers {

@@ -103,15 +103,18 @@ func (c *child) reap() error {
 	return err
 }
 
-// signal sends s to the process with the embedded servers. After SIGSTOP it returns when all threads of the
-// process stand still: until then one of them may answer what was sent after the signal.
-func (c *child) signal(s syscall.Signal) error {
-	if err := c.cmd.Process.Signal(s); err != nil || s != syscall.SIGSTOP {
+// signal sends s to the process with the embedded servers.
+func (c *child) signal(s syscall.Signal) error { return signalProcess(c.cmd.Process, s) }
+
+// signalProcess sends s to a child of this process. After SIGSTOP it returns when all threads of the
+// child stand still: until then one of them may answer what was sent after the signal.
+func signalProcess(p *os.Process, s syscall.Signal) error {
+	if err := p.Signal(s); err != nil || s != syscall.SIGSTOP {
 		return err
 	}
 	var status syscall.WaitStatus
 	for {
-		switch _, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); {
+		switch _, err := syscall.Wait4(p.Pid, &status, syscall.WUNTRACED, nil); {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
 			return fmt.Errorf("wait until the process stands still: %w", err)

@@ -179,26 +179,6 @@ func (s *NATSServer) Resume() { s.freeze(syscall.SIGCONT) }
 // Wipe stops the server and erases every stream; Restart brings it back empty.
 func (s *NATSServer) Wipe() { s.wipe() }
 
-// RedisServer is a Redis protocol server that belongs to one test. It keeps nothing over a restart.
-type RedisServer struct {
-	*private
-	// URL stays the same over restarts.
-	URL string
-}
-
-// PrivateRedis starts a Redis protocol server for a test that stops, kills or pauses it.
-func PrivateRedis(t testing.TB) *RedisServer {
-	t.Helper()
-	p := startPrivate(t, "redis")
-	return &RedisServer{private: p, URL: "redis://" + p.address() + "/0"}
-}
-
-// Pause freezes the server: connections stay open and nothing answers.
-func (s *RedisServer) Pause() { s.freeze(syscall.SIGSTOP) }
-
-// Resume ends a Pause.
-func (s *RedisServer) Resume() { s.freeze(syscall.SIGCONT) }
-
 // PostgresServer is a PostgreSQL server that belongs to one test. It keeps every promise to the disk.
 type PostgresServer struct {
 	*private

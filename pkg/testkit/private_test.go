@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/redis/rueidis"
 	"github.com/stretchr/testify/require"
 
 	"github.com/parleychat/parley/pkg/testkit"
@@ -61,15 +62,37 @@ func TestPrivateNATS(t *testing.T) {
 
 func TestPrivateRedis(t *testing.T) {
 	t.Parallel()
-	s := testkit.PrivateRedis(t)
-	set := func() error {
-		client := redisClient(t, s.URL)
-		return client.Do(t.Context(), client.B().Set().Key("k").Value("v").Build()).Error()
+	s := testkit.PrivateRedis(t, "--maxclients", "100")
+	opt, err := rueidis.ParseURL(s.URL)
+	require.NoError(t, err)
+	client, err := rueidis.NewClient(opt)
+	require.NoError(t, err)
+	defer client.Close()
+	ctx := t.Context()
+	limit, err := client.Do(ctx, client.B().ConfigGet().Parameter("maxclients").Build()).AsStrMap()
+	require.NoError(t, err)
+	require.Equal(t, "100", limit["maxclients"], "arguments reach the server")
+	get := func() error { // the client asks again and again while nobody answers
+		bounded, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		return client.Do(bounded, client.B().Get().Key("k").Build()).Error()
 	}
-	require.NoError(t, set())
-	s.Stop()
-	s.Restart()
-	require.NoError(t, set())
+	for _, end := range []func(){s.Stop, s.Kill9} {
+		require.NoError(t, client.Do(ctx, client.B().Set().Key("k").Value("v").Build()).Error())
+		pid := strconv.Itoa(s.PID())
+		end()
+		require.Zero(t, s.PID())
+		require.True(t, ended(pid))
+		require.Error(t, get())
+		s.Restart()
+		require.Eventually(t, func() bool { return rueidis.IsRedisNil(get()) }, 10*time.Second, 10*time.Millisecond, "the same port, and empty")
+	}
+
+	s.Pause()
+	require.ErrorIs(t, get(), context.DeadlineExceeded)
+	s.Resume()
+	require.Eventually(t, func() bool { return rueidis.IsRedisNil(get()) }, 10*time.Second, 10*time.Millisecond)
+	s.Pause() // the end of the test must cope with a paused server
 }
 
 // TestKilledTestLeavesNothing kills a test binary that holds shared servers and private ones, one of them paused.

@@ -107,6 +107,16 @@ func (s *server) messages() string {
 	return string(bytes.Join(lines[max(0, len(lines)-5):], []byte("; ")))
 }
 
+// stop ends it in order, and kills it when that takes too long.
+func (s *server) stop() {
+	_ = s.cmd.Process.Signal(syscall.SIGCONT) // a paused process cannot stop in order
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	tooLong := time.AfterFunc(stopWithin, func() { _ = s.cmd.Process.Kill() })
+	defer tooLong.Stop()
+	<-s.ended
+	_ = s.output.Close()
+}
+
 // kill ends it at once: nothing that such a server holds outlives the test.
 func (s *server) kill() {
 	_ = s.cmd.Process.Kill() // an error says that it has ended

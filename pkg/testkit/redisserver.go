@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,13 +17,6 @@ import (
 
 var redisProgram = installed{program: "redis-server", env: "PARLEY_REDIS_BIN", ensure: "tools/redis/ensure"}
 
-// RealRedis starts a redis-server of the test's own, with further arguments, and returns its URL: what is tested against the embedded
-// server is tested against the real one too.
-func RealRedis(t testing.TB, args ...string) string {
-	t.Helper()
-	return "redis://" + startRedisServer(t, serverDir(t), args...).addr() + "/0"
-}
-
 // clusterNodes is how many masters RedisCluster has: the fewest that a cluster takes.
 const clusterNodes = 3
 
@@ -30,9 +24,9 @@ const clusterNodes = 3
 func RedisCluster(t testing.TB) string {
 	t.Helper()
 	dir := serverDir(t)
-	nodes := make([]*redisServer, clusterNodes)
+	nodes := make([]*RedisServer, clusterNodes)
 	for i := range nodes {
-		nodes[i] = startRedisServer(t, dir, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000")
+		nodes[i] = startRedis(t, dir, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000")
 	}
 	if err := formCluster(t.Context(), nodes); err != nil {
 		t.Fatalf("form the Redis Cluster: %v", err)
@@ -44,53 +38,130 @@ func RedisCluster(t testing.TB) string {
 	return "redis://" + nodes[0].addr() + "?" + strings.Join(query, "&")
 }
 
-// redisServer is one redis-server on ports that were free a moment ago.
-type redisServer struct {
-	*server
+// RedisServer is a redis-server that belongs to one test. It keeps nothing over a restart.
+type RedisServer struct {
+	// URL stays the same over restarts.
+	URL string
+
+	t             testing.TB
+	program, dir  string
+	args          []string
 	port, busPort int
+
+	mu     sync.Mutex
+	server *server // nil while it is down
 }
 
-func (r *redisServer) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
-
-// startRedisServer starts one that keeps nothing on disk, and kills it after the test.
-func startRedisServer(t testing.TB, dir string, args ...string) *redisServer {
+// PrivateRedis starts a redis-server with further arguments for a test that stops, kills or pauses it, or wants the real
+// thing. Tests that only talk use Redis.
+func PrivateRedis(t testing.TB, args ...string) *RedisServer {
 	t.Helper()
-	program := redisProgram.find(t)
+	return startRedis(t, serverDir(t), args...)
+}
+
+// startRedis starts a server in a folder, and kills it after the test.
+func startRedis(t testing.TB, dir string, args ...string) *RedisServer {
+	t.Helper()
+	r := &RedisServer{t: t, program: redisProgram.find(t), dir: dir, args: args}
 	var err error
 	for range 5 { // another process may be faster to take the port
-		r := &redisServer{}
 		if r.port, err = unusedPort(); err == nil {
 			r.busPort, err = unusedPort()
 		}
-		if err != nil {
-			break
-		}
-		all := append([]string{
-			"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--save", "", "--appendonly", "no", "--dir", dir,
-			"--cluster-port", strconv.Itoa(r.busPort), "--cluster-config-file", fmt.Sprintf("nodes-%d.conf", r.port),
-		}, args...)
-		if r.server, err = launch(dir, program, nil, all...); err != nil {
-			break
-		}
-		err = r.await(func() error { return r.do(t.Context(), "PING") })
 		if err == nil {
-			t.Cleanup(r.kill)
+			err = r.start()
+		}
+		if err == nil {
+			r.URL = "redis://" + r.addr() + "/0"
+			t.Cleanup(r.Kill9)
 			return r
 		}
-		r.kill()
 	}
 	t.Fatalf("start redis-server: %v", err)
 	return nil
 }
 
+// start starts the server on its ports. The caller holds the lock, or is the only one.
+func (r *RedisServer) start() error {
+	all := append([]string{
+		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--save", "", "--appendonly", "no", "--dir", r.dir,
+		"--cluster-port", strconv.Itoa(r.busPort), "--cluster-config-file", fmt.Sprintf("nodes-%d.conf", r.port),
+	}, r.args...)
+	s, err := launch(r.dir, r.program, nil, all...)
+	if err != nil {
+		return err
+	}
+	if err := s.await(func() error { return r.do(context.Background(), "PING") }); err != nil {
+		s.kill()
+		return err
+	}
+	r.server = s
+	return nil
+}
+
+func (r *RedisServer) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
+
+// PID is the process id of the server, 0 while it is down.
+func (r *RedisServer) PID() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.server == nil {
+		return 0
+	}
+	return r.server.cmd.Process.Pid
+}
+
+// Stop ends the server in order. It does nothing when the server is down.
+func (r *RedisServer) Stop() { r.end((*server).stop) }
+
+// Kill9 kills the server with SIGKILL and returns when it has gone. It does nothing when the server is down.
+func (r *RedisServer) Kill9() { r.end((*server).kill) }
+
+func (r *RedisServer) end(how func(*server)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.server != nil {
+		how(r.server)
+		r.server = nil
+	}
+}
+
+// Restart starts the server again, empty and on its port; when it runs, it is stopped first.
+func (r *RedisServer) Restart() {
+	r.Stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.start(); err != nil {
+		r.t.Errorf("restart redis-server: %v", err)
+	}
+}
+
+// Pause freezes the server: connections stay open and nothing answers.
+func (r *RedisServer) Pause() { r.freeze(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (r *RedisServer) Resume() { r.freeze(syscall.SIGCONT) }
+
+func (r *RedisServer) freeze(s syscall.Signal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.server == nil {
+		r.t.Errorf("redis-server is down, it cannot be paused or resumed")
+		return
+	}
+	if err := signalProcess(r.server.cmd.Process, s); err != nil {
+		r.t.Errorf("pause or resume redis-server: %v", err)
+	}
+}
+
 // do runs one command on this node and wants no answer.
-func (r *redisServer) do(ctx context.Context, command ...string) error {
+func (r *RedisServer) do(ctx context.Context, command ...string) error {
 	_, err := r.ask(ctx, command...)
 	return err
 }
 
 // ask runs one command on this node alone.
-func (r *redisServer) ask(ctx context.Context, command ...string) (string, error) {
+func (r *RedisServer) ask(ctx context.Context, command ...string) (string, error) {
 	c, err := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress: []string{r.addr()}, ForceSingleClient: true, DisableCache: true, Dialer: net.Dialer{Timeout: time.Second},
 	})
@@ -106,7 +177,7 @@ func (r *redisServer) ask(ctx context.Context, command ...string) (string, error
 }
 
 // formCluster shares the slots out, has the nodes meet and waits until each sees all of it.
-func formCluster(ctx context.Context, nodes []*redisServer) error {
+func formCluster(ctx context.Context, nodes []*RedisServer) error {
 	const slots = 16384
 	for i, n := range nodes {
 		from, to := i*slots/len(nodes), (i+1)*slots/len(nodes)-1
@@ -126,14 +197,14 @@ func formCluster(ctx context.Context, nodes []*redisServer) error {
 	var waiting sync.WaitGroup
 	errs := make([]error, len(nodes))
 	for i, n := range nodes {
-		waiting.Go(func() { errs[i] = n.await(func() error { return n.sees(ctx, len(nodes)) }) })
+		waiting.Go(func() { errs[i] = n.server.await(func() error { return n.sees(ctx, len(nodes)) }) })
 	}
 	waiting.Wait()
 	return errors.Join(errs...)
 }
 
 // sees returns an error unless the node knows a whole cluster of that size.
-func (r *redisServer) sees(ctx context.Context, size int) error {
+func (r *RedisServer) sees(ctx context.Context, size int) error {
 	info, err := r.ask(ctx, "CLUSTER", "INFO")
 	if err != nil {
 		return err

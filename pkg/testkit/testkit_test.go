@@ -192,15 +192,6 @@ func TestLogger(t *testing.T) {
 
 func TestServersOfTheMachine(t *testing.T) {
 	t.Parallel()
-	t.Run("RealRedis", func(t *testing.T) {
-		t.Parallel()
-		opt, err := rueidis.ParseURL(testkit.RealRedis(t))
-		require.NoError(t, err)
-		c, err := rueidis.NewClient(opt)
-		require.NoError(t, err)
-		defer c.Close()
-		require.NoError(t, c.Do(t.Context(), c.B().Set().Key("a").Value("1").Build()).Error())
-	})
 	t.Run("RedisCluster", func(t *testing.T) {
 		t.Parallel()
 		opt, err := rueidis.ParseURL(testkit.RedisCluster(t))

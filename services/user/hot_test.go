@@ -73,7 +73,7 @@ func TestCachedProfiles(t *testing.T) {
 	t.Run("WithoutRedisEverythingComesFromTheTable", func(t *testing.T) {
 		t.Parallel()
 		server := testkit.PrivateRedis(t)
-		h, _ := startWith(t, servicetest.Options{RedisURL: server.URL + "?protocol=2&client_cache=0"})
+		h, _ := startWith(t, servicetest.Options{RedisURL: server.URL})
 		one := h.Instances("user")[0]
 		anna := newID(t)
 		h.Deliver("auth", "user", registered(anna, "anna"))

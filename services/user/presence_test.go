@@ -446,7 +446,7 @@ func TestPresenceOutlivesAnEmptiedRedis(t *testing.T) {
 func TestPresenceWithoutRedis(t *testing.T) {
 	t.Parallel()
 	server := testkit.PrivateRedis(t)
-	w := startPresence(t, servicetest.Options{RedisURL: server.URL + "?protocol=2&client_cache=0"}, nil)
+	w := startPresence(t, servicetest.Options{RedisURL: server.URL}, nil)
 	viewer, anna := uuid.New(), uuid.New()
 	g := w.gate(900 * time.Millisecond)
 	g.set(anna, phone())

@@ -1,5 +1,5 @@
 // Package dev is the whole product in one process: gateway and all services in
-// this one, with PostgreSQL, NATS and the Redis protocol embedded (package stack).
+// this one, and the servers that they need (package stack).
 //
 // It is the other shape of the same code: services and gateway are started by the
 // functions that their own programs use, and are only handed other dependencies.
@@ -43,7 +43,8 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run everything in one process, with nothing to install or configure",
-		Long: "dev runs the gateway, all services, PostgreSQL, NATS and a Redis server in one process and keeps its data in a folder.\n" +
+		Long: "dev runs the gateway, all services and NATS in one process, PostgreSQL and, where it is installed, redis-server as its\n" +
+			"children (without one, a slower server of the Redis protocol inside), and keeps its data in a folder.\n" +
 			"Settings of services and gateway can be given by their PARLEY_… variables.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -132,6 +132,8 @@ func (p *process) wait(ctx context.Context) error {
 	case err = <-p.failed:
 	case <-p.stack.Postgres.Done():
 		err = errors.New("PostgreSQL has ended by itself; see the log in the data folder")
+	case <-p.stack.Redis.Done():
+		err = errors.New("redis-server has ended by itself")
 	}
 	return errors.Join(err, p.stop())
 }
@@ -197,7 +199,7 @@ func (p *process) startStack(ctx context.Context) error {
 		Dir: p.o.Data, Logger: p.log,
 		Postgres: &stack.PostgresOptions{Install: true},
 		NATS:     &stack.NATSOptions{},
-		Redis:    &stack.RedisOptions{},
+		Redis:    &stack.RedisOptions{Installed: true},
 		Mail:     &stack.MailOptions{},
 	})
 	if err != nil {
@@ -205,9 +207,8 @@ func (p *process) startStack(ctx context.Context) error {
 	}
 	p.onStop(p.stack.Stop)
 	p.ready.Endpoints = p.stack.Endpoints()
-	// The embedded server speaks RESP2 and has no client-side caching.
 	//nolint:contextcheck // the client ends by Close
-	p.redis, err = cache.Open("redis://"+p.stack.Redis.Addr+"/0?protocol=2&client_cache=0", "parley")
+	p.redis, err = cache.Open(p.stack.Redis.URL, "parley")
 	if err != nil {
 		return err
 	}

@@ -166,6 +166,9 @@ func (o *Options) find() error {
 	}
 	if o.PIDs == "" {
 		o.PIDs = fmt.Sprintf("server=%d,postgres=%d", at.PIDs["stack"], at.PIDs["postgres"])
+		if redis := at.PIDs["redis"]; redis != 0 {
+			o.PIDs += fmt.Sprintf(",redis=%d", redis)
+		}
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ type flags struct {
 	postgresPort, natsPort, redisPort int
 	only                              []string
 	dir                               string
-	durable                           bool
+	durable, installedRedis           bool
 }
 
 // Command is `parley stack`: the servers for tests and experiments, for as long as the caller lives.
@@ -49,6 +49,7 @@ With a command: runs it with that JSON in ` + EnvEndpoints + ` instead, and exit
 	cmd.Flags().IntVar(&f.postgresPort, "postgres-port", 0, "port of PostgreSQL (0: a free one)")
 	cmd.Flags().IntVar(&f.natsPort, "nats-port", 0, "port of NATS (0: a free one)")
 	cmd.Flags().IntVar(&f.redisPort, "redis-port", 0, "port of the Redis protocol (0: a free one)")
+	cmd.Flags().BoolVar(&f.installedRedis, "installed-redis", false, "run the redis-server of this machine, if it has one (16 databases)")
 	cmd.Flags().StringSliceVar(&f.only, "only", []string{"postgres", "nats", "redis"}, "servers to start")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder for the data, kept at the end (default: a temporary one)")
 	cmd.Flags().BoolVar(&f.durable, "durable", false, "keep every promise to the disk (fsync)")
@@ -96,7 +97,7 @@ func (f flags) options(log *slog.Logger) (Options, error) {
 			// The bound is far above any disk: streams of many tests reserve room that they never use.
 			o.NATS = &NATSOptions{Port: f.natsPort, MaxStore: 1 << 45, SyncAlways: f.durable, AccountPerUser: true}
 		case "redis":
-			o.Redis = &RedisOptions{Port: f.redisPort}
+			o.Redis = &RedisOptions{Port: f.redisPort, Installed: f.installedRedis}
 		default:
 			return Options{}, fmt.Errorf("--only %s: unknown server; known are postgres, nats, redis", name)
 		}
@@ -104,7 +105,7 @@ func (f flags) options(log *slog.Logger) (Options, error) {
 	return o, nil
 }
 
-// wait returns when ctx ends, stdin ends, or PostgreSQL dies, which is an error.
+// wait returns when ctx ends, stdin ends, or a child dies, which is an error.
 func (s *Stack) wait(ctx context.Context, stdin io.Reader) error {
 	parentGone := make(chan struct{})
 	go func() {
@@ -112,15 +113,20 @@ func (s *Stack) wait(ctx context.Context, stdin io.Reader) error {
 		_, _ = io.Copy(io.Discard, stdin)
 		close(parentGone)
 	}()
-	var postgresGone <-chan struct{}
+	var postgresGone, redisGone <-chan struct{}
 	if s.Postgres != nil {
 		postgresGone = s.Postgres.Done()
+	}
+	if s.Redis != nil {
+		redisGone = s.Redis.Done()
 	}
 	select {
 	case <-ctx.Done():
 	case <-parentGone:
 	case <-postgresGone:
 		return errors.New("PostgreSQL has ended unexpectedly")
+	case <-redisGone:
+		return errors.New("redis-server has ended unexpectedly")
 	}
 	return nil
 }

@@ -14,14 +14,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
 const (
 	superuser = "postgres"
-	// stopGrace is how long a fast stop may take before the server is killed.
-	stopGrace = 10 * time.Second
 	// readyWithin bounds a start; recovery after a crash is part of it.
 	readyWithin = 60 * time.Second
 	// socketPathMax is what the kernel's sockaddr_un leaves for the folder of ".s.PGSQL.65535".
@@ -58,20 +55,7 @@ func (p *Postgres) PID() int { return p.child.pid }
 func (p *Postgres) Done() <-chan struct{} { return p.child.done }
 
 // Stop ends the server: fast stop (running transactions are rolled back), after ten seconds SIGKILL.
-func (p *Postgres) Stop() error {
-	// An error here means that it is gone already.
-	_ = p.child.proc.Signal(syscall.SIGINT)
-	timeout := time.NewTimer(stopGrace)
-	defer timeout.Stop()
-	select {
-	case <-p.child.done:
-		return nil
-	case <-timeout.C:
-	}
-	_ = p.child.proc.Kill()
-	<-p.child.done
-	return fmt.Errorf("PostgreSQL did not stop within %s and was killed", stopGrace)
-}
+func (p *Postgres) Stop() error { return p.child.stop("PostgreSQL") }
 
 // cluster is what one start needs to know.
 type cluster struct {

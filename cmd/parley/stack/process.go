@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // account is the operating-system user that PostgreSQL runs as. A nil credential means: as ourselves.
@@ -103,4 +104,23 @@ func launch(cmd *exec.Cmd) (*process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// stopGrace is how long a server may take to end in order before it is killed.
+const stopGrace = 10 * time.Second
+
+// stop ends the child by SIGINT, a server's fast stop, and kills it when that takes too long. It is safe to call twice.
+func (p *process) stop(name string) error {
+	// An error here means that it is gone already.
+	_ = p.proc.Signal(syscall.SIGINT)
+	timeout := time.NewTimer(stopGrace)
+	defer timeout.Stop()
+	select {
+	case <-p.done:
+		return nil
+	case <-timeout.C:
+	}
+	_ = p.proc.Kill()
+	<-p.done
+	return fmt.Errorf("%s did not stop within %s and was killed", name, stopGrace)
 }

@@ -1,9 +1,9 @@
-// Package stack runs the servers that Parley needs, embedded: PostgreSQL as a child process, NATS with
-// JetStream, a Redis protocol server and a mail server that delivers nothing inside this process.
+// Package stack runs the servers that Parley needs: PostgreSQL as a child process, NATS with JetStream and a mail
+// server that delivers nothing inside this process, Redis as a child where it is installed, else inside too.
 //
 // It owns one folder on disk and everything below it, and holds a lock on that folder while it runs, so
 // that two stacks never share data. Invariants: every server listens on 127.0.0.1 only; PostgreSQL never
-// runs as root; a kill -9 of this process ends PostgreSQL too (Linux); a second start on the same folder
+// runs as root; a kill -9 of this process ends its children too (Linux); a second start on the same folder
 // finds the data of the first, also after a crash.
 //
 // It never runs in production, never creates tables, and knows no domain. It is the only place that links
@@ -55,7 +55,8 @@ type Endpoints struct {
 	Redis string `json:"redis,omitempty"`
 	// Mail is host:port of the SMTP server that delivers nothing.
 	Mail string `json:"mail,omitempty"`
-	// PIDs holds the process ids: "stack" of the process with the embedded servers, "postgres" of the postmaster.
+	// PIDs holds the process ids: "stack" of the process with the embedded servers, "postgres" of the postmaster, "redis" of a
+	// redis-server.
 	PIDs map[string]int `json:"pids"`
 }
 
@@ -89,7 +90,7 @@ func (s *Stack) start(ctx context.Context, dir string, o Options) (err error) {
 		}
 	}
 	if o.Redis != nil {
-		if s.Redis, err = startRedis(*o.Redis); err != nil {
+		if s.Redis, err = startRedis(ctx, *o.Redis, o.Logger); err != nil {
 			return err
 		}
 	}
@@ -118,6 +119,9 @@ func (s *Stack) Endpoints() Endpoints {
 	}
 	if s.Redis != nil {
 		e.Redis = s.Redis.Addr
+		if pid := s.Redis.PID(); pid != 0 {
+			e.PIDs["redis"] = pid
+		}
 	}
 	if s.Mail != nil {
 		e.Mail = s.Mail.Addr
@@ -131,12 +135,12 @@ func (s *Stack) Stop() error {
 	if s.NATS != nil {
 		s.NATS.stop()
 	}
-	if s.Redis != nil {
-		s.Redis.stop()
-	}
 	var err error
+	if s.Redis != nil {
+		err = s.Redis.stop()
+	}
 	if s.Mail != nil {
-		err = s.Mail.Stop()
+		err = errors.Join(err, s.Mail.Stop())
 	}
 	if s.Postgres != nil {
 		err = errors.Join(err, s.Postgres.Stop())

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/parleychat/parley/cmd/parley/stack"
+	"github.com/parleychat/parley/pkg/cache"
 )
 
 // asProgram makes this test binary be `parley stack`, so that tests have a process to kill.
@@ -145,6 +146,22 @@ func TestStart(t *testing.T) {
 		again := start(t, o)
 		require.Zero(t, query[int](t, again.Postgres.URL, "SELECT count(*) FROM kept"))
 	})
+	t.Run("InstalledRedis", func(t *testing.T) {
+		t.Parallel()
+		s := start(t, stack.Options{Dir: openDir(t), Redis: &stack.RedisOptions{Installed: true}})
+		pid := s.Endpoints().PIDs["redis"]
+		require.True(t, alive(pid), "a process of its own")
+		client, err := cache.Open(s.Redis.URL, "test")
+		require.NoError(t, err)
+		defer client.Close()
+		ctx := t.Context()
+		require.NoError(t, client.Do(ctx, client.B().Set().Key("k").Value("v").Build()).Error())
+		value, err := client.DoCache(ctx, client.B().Get().Key("k").Cache(), time.Minute).ToString()
+		require.NoError(t, err, "client-side caching, as in production")
+		require.Equal(t, "v", value)
+		require.NoError(t, s.Stop())
+		requireGone(t, pid)
+	})
 	t.Run("OneStackPerFolder", func(t *testing.T) {
 		t.Parallel()
 		o := stack.Options{Dir: openDir(t), Redis: &stack.RedisOptions{}}
@@ -255,6 +272,29 @@ func TestCrash(t *testing.T) {
 		require.Error(t, r.cmd.Wait(), "a lost server is not a good end")
 		s := start(t, stack.Options{Dir: dir, Postgres: &stack.PostgresOptions{}})
 		require.Zero(t, query[int](t, s.Postgres.URL, "SELECT count(*) FROM kept"))
+	})
+	t.Run("KilledOwnerTakesRedisAlong", func(t *testing.T) {
+		t.Parallel()
+		r := launch(t, program(t, nil, "--only", "redis", "--installed-redis"))
+		require.True(t, alive(r.PIDs["redis"]))
+		require.NoError(t, r.cmd.Process.Kill())
+		_ = r.cmd.Wait()
+		requireGone(t, r.PIDs["redis"])
+	})
+	t.Run("KilledRedisEndsTheProgram", func(t *testing.T) {
+		t.Parallel()
+		r := launch(t, program(t, nil, "--only", "redis", "--installed-redis"))
+		require.NoError(t, syscall.Kill(r.PIDs["redis"], syscall.SIGKILL))
+		require.Error(t, r.cmd.Wait(), "a lost server is not a good end")
+	})
+	t.Run("WithoutRedisServerTheEmbeddedOneServes", func(t *testing.T) {
+		t.Parallel()
+		r := launch(t, program(t, []string{"PARLEY_REDIS_BIN=" + t.TempDir()}, "--only", "redis", "--installed-redis"))
+		require.NotContains(t, r.PIDs, "redis")
+		client, err := cache.Open("redis://"+r.Redis+"/0?protocol=2&client_cache=0", "test")
+		require.NoError(t, err)
+		defer client.Close()
+		require.NoError(t, client.Do(t.Context(), client.B().Ping().Build()).Error())
 	})
 	t.Run("ForeignPIDInTheLockFileIsIgnored", func(t *testing.T) {
 		t.Parallel()

@@ -115,7 +115,7 @@ func (m *measurer) connects(t *testing.T) {
 }
 
 // silence measures what a gateway pays for connected people who have conversations, watch others and say nothing. It is a
-// process of its own here: in one process, the embedded Redis and NATS would be measured with it.
+// process of its own here: in one process, the embedded NATS and the services would be measured with it.
 func (m *measurer) silence(t *testing.T) {
 	product := system.Start(t, system.Separate, system.Options{Env: manySockets(), Gateways: 1, Messagings: 1, Straight: true})
 	n := m.plan.silent

@@ -130,8 +130,7 @@ func (s *System) prepare(p *plan, name, replica string, o Options) *Process {
 		)
 	}
 	env = append(env,
-		// The embedded server speaks RESP2 and has no client-side caching.
-		variable(name, "REDIS_URL", s.Redis.URL+"?protocol=2&client_cache=0"),
+		variable(name, "REDIS_URL", s.Redis.URL),
 		variable(name, "NATS_URL", bus),
 		variable(name, "LISTEN", p.listen[replica]),
 		variable(name, "ADMIN_LISTEN", admin),

@@ -1,0 +1,101 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// redisReadyWithin bounds a start: it reads nothing from disk.
+const redisReadyWithin = 15 * time.Second
+
+// findRedis returns the redis-server of this machine that runs, or nothing. PARLEY_REDIS_BIN, when set, is the only
+// folder that counts; Debian keeps servers out of the path of people who are not root.
+func findRedis(ctx context.Context) string {
+	const program = "redis-server"
+	candidates := []string{program, "/usr/local/sbin/" + program, "/usr/sbin/" + program}
+	if dir := os.Getenv("PARLEY_REDIS_BIN"); dir != "" {
+		candidates = []string{filepath.Join(dir, program)}
+	}
+	for _, candidate := range candidates {
+		path, err := exec.LookPath(candidate)
+		if err == nil && exec.CommandContext(ctx, path, "--version").Run() == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// startRedisServer starts a child, again when another process took the free port first.
+func startRedisServer(ctx context.Context, program string, port int) (*Redis, error) {
+	ctx, cancel := context.WithTimeout(ctx, redisReadyWithin)
+	defer cancel()
+	for {
+		chosen := port
+		if chosen == 0 {
+			var err error
+			if chosen, err = freePort(); err != nil {
+				return nil, err
+			}
+		}
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(chosen))
+		child, err := startRedisOnce(ctx, program, addr, chosen)
+		if err == nil {
+			return &Redis{Addr: addr, URL: "redis://" + addr + "/0", child: child}, nil
+		}
+		if port != 0 || ctx.Err() != nil || !strings.Contains(err.Error(), "Address already in use") {
+			return nil, err
+		}
+	}
+}
+
+func startRedisOnce(ctx context.Context, program, addr string, port int) (*process, error) {
+	// ctx bounds the start; the child goes on after it and ends by stop, in order.
+	cmd := account{}.attach(exec.CommandContext(context.WithoutCancel(ctx), program, "--bind", "127.0.0.1", "--port", strconv.Itoa(port),
+		"--save", "", "--appendonly", "no", "--loglevel", "warning"))
+	var output bytes.Buffer // read when the child has ended only
+	cmd.Stdout, cmd.Stderr = &output, &output
+	dieWithParent(cmd)
+	child, err := launch(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("start redis-server: %w", err)
+	}
+	for !answersPing(ctx, addr) {
+		select {
+		case <-child.done:
+			return nil, fmt.Errorf("redis-server ended while starting (%w): %s", errors.Join(child.err, errEnded), bytes.TrimSpace(output.Bytes()))
+		default:
+		}
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			_ = child.proc.Kill()
+			<-child.done
+			return nil, fmt.Errorf("redis-server was not ready in time (%w): %s", err, bytes.TrimSpace(output.Bytes()))
+		}
+	}
+	return child, nil
+}
+
+// answersPing asks by hand: no client needs to be linked for it.
+func answersPing(ctx context.Context, addr string) bool {
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return false
+	}
+	answer := make([]byte, len("+PONG\r\n"))
+	n, err := conn.Read(answer)
+	return err == nil && bytes.HasPrefix(answer[:n], []byte("+PONG"))
+}
