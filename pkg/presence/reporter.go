@@ -18,7 +18,7 @@ import (
 const (
 	// gather is how long changes are collected, so that a person who reconnects, or
 	// many who come at once, are one report.
-	gather = 20 * time.Millisecond
+	gather = 50 * time.Millisecond
 	// reportPeople go into one report: about a millisecond of Redis's time.
 	reportPeople = 200
 	// redisTimeout bounds one command.

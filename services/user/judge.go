@@ -43,7 +43,7 @@ const (
 	// lookEvery is between two looks at the roll without a wake-up: what is due by
 	// time is so late at most. lookPause is the least time between two.
 	lookEvery = time.Second
-	lookPause = 50 * time.Millisecond
+	lookPause = 200 * time.Millisecond
 	// judgeTimeout bounds what is done for one claim.
 	judgeTimeout = 5 * time.Second
 	// judgesAtOnce of the shards use the database, and lookClaims are worked off of
