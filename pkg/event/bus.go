@@ -9,7 +9,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
@@ -93,7 +92,7 @@ func Connect(ctx context.Context, cfg Config, log *slog.Logger) (*Bus, error) {
 	return b, nil
 }
 
-// maxPending is how many events may wait for their acknowledgement at once.
+// maxPending is how many messages may wait for their acknowledgement at once.
 // Whoever publishes more is held up for a moment.
 const maxPending = 8192
 
@@ -223,19 +222,6 @@ func (b *Bus) ensure(ctx context.Context, cfg jetstream.StreamConfig) (jetstream
 	return s, nil
 }
 
-// Message is the NATS message of an event that is complete: its subject, its id
-// as Nats-Msg-Id, its bytes. The outbox publishes it.
-func Message(domain string, ev *eventv1.Event) (*nats.Msg, error) {
-	data, err := proto.Marshal(ev)
-	if err != nil {
-		return nil, fmt.Errorf("serialize event %s: %w", ev.GetType(), err)
-	}
-	msg := nats.NewMsg(Subject(domain, ev.GetType()))
-	msg.Header.Set(jetstream.MsgIDHeader, ev.GetId())
-	msg.Data = data
-	return msg, nil
-}
-
 // Publish sends events to the stream of a domain past its outbox, one by one, and
 // waits for each acknowledgement: for tools and tests that speak in a domain's name.
 // Services use the outbox, and Signal for what is born without a transaction. now
@@ -248,7 +234,7 @@ func (b *Bus) Publish(ctx context.Context, domain string, now time.Time, events 
 		if err := Complete(ctx, ev, now); err != nil {
 			return err
 		}
-		msg, err := Message(domain, ev)
+		msg, err := message(domain, []*eventv1.Event{ev})
 		if err != nil {
 			return err
 		}

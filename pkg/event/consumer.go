@@ -9,16 +9,19 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
 const (
 	// ackWait is after how long without an answer JetStream delivers again: a
 	// replica died. It is longer than any call of Handle.
 	ackWait = 30 * time.Second
-	// maxAckPending is how many events a consumer has under way, over all
+	// maxAckPending is how many messages a consumer has under way, over all
 	// replicas, those that wait for their next try included.
 	maxAckPending = 1024
-	pullMessages  = 32
+	pullMessages  = 16
 )
 
 // consumer runs one listener in this process.
@@ -79,15 +82,27 @@ func (c *consumer) consume(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("next event: %w", err)
 		}
+		c.begin(ctx, msg)
+	}
+}
+
+// begin has the events of a message worked on, each by itself. Those for which there
+// is no time any more are given back.
+func (c *consumer) begin(ctx context.Context, msg jetstream.Msg) {
+	events, unreadable := Read(msg.Headers(), msg.Data())
+	if unreadable != nil {
+		// Nobody will ever read it; kept with its bytes for a person.
+		events = []*eventv1.Event{{Type: c.l.Type, Payload: &anypb.Any{TypeUrl: "unreadable event", Value: msg.Data()}}}
+	}
+	d := &delivery{msg: msg, log: c.log, left: len(events), prolonged: time.Now()}
+	for i, ev := range events {
 		if !c.slot(ctx) {
-			if err := msg.Nak(); err != nil {
-				return fmt.Errorf("give back event: %w", err)
-			}
-			continue
+			d.retry(ctx, len(events)-i, 0)
+			return
 		}
 		c.work.Go(func() {
 			defer func() { <-c.ls.slots }()
-			c.take(ctx, msg)
+			c.take(ctx, d, ev, unreadable)
 		})
 	}
 }

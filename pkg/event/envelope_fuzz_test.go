@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
@@ -50,12 +51,16 @@ func FuzzEnvelope(f *testing.F) {
 			return nil
 		})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ev := &eventv1.Event{}
+		var events []*eventv1.Event
 		var err error
-		testkit.Bounded(t, 1<<20+128*uint64(len(data)), func() { err = proto.Unmarshal(data, ev) })
+		for _, header := range []nats.Header{{"Parley-Events": {"2"}}, nil} {
+			testkit.Bounded(t, 1<<20+128*uint64(len(data)), func() { events, err = event.Read(header, data) })
+			require.Equal(t, err == nil, len(events) > 0)
+		}
 		if err != nil {
 			return
 		}
+		ev := events[0]
 		handled := listener.Handle(t.Context(), nil, ev)
 		parsed := &authv1.SessionRevoked{}
 		switch ours := ev.GetPayload().MessageIs(parsed); {

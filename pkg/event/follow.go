@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
@@ -69,10 +68,11 @@ func (f *follower) follow(ctx context.Context) error {
 		if meta.Sequence.Consumer != expected {
 			return errors.New("an event was lost on the way")
 		}
-		ev := &eventv1.Event{}
-		if err := proto.Unmarshal(msg.Data(), ev); err != nil {
+		events, err := Read(msg.Headers(), msg.Data())
+		if err != nil {
 			f.bus.log.ErrorContext(ctx, "follower skips an event that cannot be read", "subject", msg.Subject(), "error", err)
-		} else {
+		}
+		for _, ev := range events {
 			f.fn(ev)
 		}
 		if meta.NumPending == 0 {

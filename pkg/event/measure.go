@@ -24,7 +24,7 @@ func (b *Bus) measure() (stop func() error, err error) {
 	connected, errs[0] = meter.Int64ObservableGauge("nats_connected",
 		metric.WithDescription("1 while the connection to NATS stands, else 0."))
 	waiting, errs[1] = meter.Int64ObservableGauge("nats_publish_pending",
-		metric.WithDescription("Events that were sent and that JetStream has not acknowledged yet."))
+		metric.WithDescription("Messages of events that were sent and that JetStream has not acknowledged yet."))
 	reconnects, errs[2] = meter.Int64ObservableCounter("nats_reconnects_total",
 		metric.WithDescription("Times that the connection was lost and made again."))
 	messages, errs[3] = meter.Int64ObservableCounter("nats_messages_total",

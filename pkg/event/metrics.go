@@ -43,7 +43,7 @@ func newMetrics() (*metrics, error) {
 		metric.WithDescription("From an event to its effect, of those that had their effect."),
 		metric.WithExplicitBucketBoundaries(.005, .02, .05, .1, .5, 1, 5, 30, 120, 600, 3600))
 	m.pending, errs[3] = meter.Int64Gauge("listener_pending_events",
-		metric.WithDescription("Events that a listener has before it, those under way included; asked for every 15 s."))
+		metric.WithDescription("Messages, of one or more events, that a listener has before it, those under way included; asked for every 15 s."))
 	m.parked, errs[4] = meter.Int64Gauge("dead_letters_stored",
 		metric.WithDescription("Dead letters that wait for a person; asked for every 15 s."))
 	if err := errors.Join(errs[:]...); err != nil {

@@ -101,13 +101,25 @@ func (w *world) tryPublish(events ...*eventv1.Event) error {
 		return err
 	}
 	for _, ev := range events {
+		if err := w.send(ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send sends events as one row of the outbox.
+func (w *world) send(events ...*eventv1.Event) error {
+	for _, ev := range events {
 		if err := event.Complete(w.t.Context(), ev, w.clock.Now()); err != nil {
 			return err
 		}
-		msg, err := event.Message("zoo", ev)
-		if err != nil {
-			return err
-		}
+	}
+	messages, err := event.Messages("zoo", events)
+	if err != nil {
+		return err
+	}
+	for _, msg := range messages {
 		if _, err = w.bus.JetStream().PublishMsg(w.t.Context(), msg); err != nil {
 			return err
 		}
@@ -119,10 +131,10 @@ func (w *world) tryPublish(events ...*eventv1.Event) error {
 // ids.
 func (w *world) again(ev *eventv1.Event) {
 	w.t.Helper()
-	msg, err := event.Message("zoo", ev)
+	messages, err := event.Messages("zoo", []*eventv1.Event{ev})
 	require.NoError(w.t, err)
-	msg.Header.Del("Nats-Msg-Id")
-	_, err = w.bus.JetStream().PublishMsg(w.t.Context(), msg)
+	messages[0].Header.Del("Nats-Msg-Id")
+	_, err = w.bus.JetStream().PublishMsg(w.t.Context(), messages[0])
 	require.NoError(w.t, err)
 }
 

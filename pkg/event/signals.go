@@ -48,7 +48,6 @@ func (b *Bus) ensureSignals(ctx context.Context, domain string) (jetstream.Strea
 // the time of signals that have none. After an error some may have been sent; a
 // second try is another signal.
 func (b *Bus) Signal(ctx context.Context, domain string, now time.Time, signals ...*eventv1.Event) error {
-	messages := make([]*nats.Msg, 0, len(signals))
 	for _, ev := range signals {
 		if err := Check(ev); err != nil {
 			return err
@@ -56,13 +55,12 @@ func (b *Bus) Signal(ctx context.Context, domain string, now time.Time, signals 
 		if err := Complete(ctx, ev, now); err != nil {
 			return err
 		}
-		msg, err := Message(Signals(domain), ev)
-		if err != nil {
-			return err
-		}
-		messages = append(messages, msg)
 	}
-	err := b.sendAll(ctx, messages)
+	messages, err := Messages(Signals(domain), signals)
+	if err != nil {
+		return err
+	}
+	err = b.sendAll(ctx, messages)
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		if _, err = b.ensureSignals(ctx, domain); err == nil {
 			err = b.sendAll(ctx, messages) // the same ids: those that were taken are not taken twice

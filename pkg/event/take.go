@@ -17,8 +17,6 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parleychat/parley/pkg/postgres"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -27,17 +25,14 @@ import (
 // errDuplicate ends the transaction of an event whose effect is there already.
 var errDuplicate = errors.New("done before")
 
-// take handles one delivery to its end: acknowledged, to be tried again, or
+// take handles one event of a delivery to its end: done, to be tried again, or
 // parked. The call in progress may finish when the service stops, hence a context
 // that outlives ctx; it ends when JetStream would deliver again anyway.
-func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
+func (c *consumer) take(ctx context.Context, d *delivery, ev *eventv1.Event, unreadable error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackWait)
 	defer cancel()
-	ev := &eventv1.Event{}
-	if err := proto.Unmarshal(msg.Data(), ev); err != nil {
-		// Nobody will ever read it; kept with its bytes for a person.
-		ev = &eventv1.Event{Type: c.l.Type, Payload: &anypb.Any{TypeUrl: "unreadable event", Value: msg.Data()}}
-		c.park(ctx, msg, ev, fmt.Errorf("parse event: %w", err), 1)
+	if unreadable != nil {
+		c.park(ctx, d, ev, unreadable, 1)
 		return
 	}
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": ev.GetTraceparent()})
@@ -49,19 +44,19 @@ func (c *consumer) take(ctx context.Context, msg jetstream.Msg) {
 	switch {
 	case err == nil:
 		c.ls.bus.metrics.took(ctx, c.ls.service, c.l.Name, c.ls.clock.Now().Sub(ev.GetTime().AsTime()))
-		c.settle(ctx, msg, ev, outcomeDone)
+		c.settle(ctx, d, ev, outcomeDone)
 	case errors.Is(err, errDuplicate):
-		c.settle(ctx, msg, ev, outcomeDuplicate)
+		c.settle(ctx, d, ev, outcomeDuplicate)
 	case errors.Is(err, ErrUnknownPayload):
-		c.retry(ctx, msg, ev, outcomeUnknown, c.ls.opts.unknownWait, err)
+		c.retry(ctx, d, ev, outcomeUnknown, c.ls.opts.unknownWait, err)
 	case c.passes(ctx, err):
-		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), err)
+		c.retry(ctx, d, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), err)
 	default:
 		span.SetStatus(codes.Error, err.Error())
-		if n := c.failed(key(msg, ev)); n >= c.ls.opts.maxAttempts {
-			c.park(ctx, msg, ev, err, n)
+		if n := c.failed(key(d.msg, ev)); n >= c.ls.opts.maxAttempts {
+			c.park(ctx, d, ev, err, n)
 		} else {
-			c.retry(ctx, msg, ev, outcomeFailed, c.ls.opts.backoff(n), err)
+			c.retry(ctx, d, ev, outcomeFailed, c.ls.opts.backoff(n), err)
 		}
 	}
 }
@@ -125,27 +120,25 @@ func (c *consumer) guard(ctx context.Context, tx pgx.Tx, ev *eventv1.Event) erro
 	return nil
 }
 
-// settle answers the barrier and acknowledges, after the commit. If either is
+// settle answers the barrier and counts the event as done, after the commit. If either is
 // lost the event comes again, finds its effect and settles then.
-func (c *consumer) settle(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, outcome string) {
+func (c *consumer) settle(ctx context.Context, d *delivery, ev *eventv1.Event, outcome string) {
 	if ev.GetReplySubject() != "" {
 		if err := c.ls.bus.conn.Publish(ev.GetReplySubject(), []byte(c.ls.service+"/"+c.l.Name)); err != nil {
 			c.log.DebugContext(ctx, "barrier could not be answered", "event", ev.GetId(), "error", err)
 		}
 	}
-	c.ack(ctx, msg, ev)
+	c.ack(ctx, d, ev)
 	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcome)
 }
 
-func (c *consumer) ack(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event) {
-	c.forget(key(msg, ev))
-	if err := msg.Ack(); err != nil {
-		c.log.DebugContext(ctx, "event comes again: it could not be acknowledged", "event", ev.GetId(), "error", err)
-	}
+func (c *consumer) ack(ctx context.Context, d *delivery, ev *eventv1.Event) {
+	c.forget(key(d.msg, ev))
+	d.done(ctx)
 }
 
 // retry asks for another delivery after a while.
-func (c *consumer) retry(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, outcome string, wait time.Duration, cause error) {
+func (c *consumer) retry(ctx context.Context, d *delivery, ev *eventv1.Event, outcome string, wait time.Duration, cause error) {
 	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcome)
 	level := slog.LevelWarn
 	if outcome == outcomeUnavailable && !c.mayWarn() {
@@ -153,24 +146,22 @@ func (c *consumer) retry(ctx context.Context, msg jetstream.Msg, ev *eventv1.Eve
 	}
 	c.log.Log(ctx, level, "event will be tried again", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
 		"outcome", outcome, "wait", wait, "error", cause)
-	if err := msg.NakWithDelay(wait); err != nil {
-		c.log.DebugContext(ctx, "event comes again after the server's wait", "event", ev.GetId(), "error", err)
-	}
+	d.retry(ctx, 1, wait)
 }
 
 // park puts the event aside and acknowledges it only when that is certain.
-func (c *consumer) park(ctx context.Context, msg jetstream.Msg, ev *eventv1.Event, cause error, attempts int) {
+func (c *consumer) park(ctx context.Context, d *delivery, ev *eventv1.Event, cause error, attempts int) {
 	letter := deadLetter{
-		subject: msg.Subject(), service: c.ls.service, listener: c.l.Name, event: ev,
-		cause: cause, attempts: attempts, at: c.ls.clock.Now(), id: delivery(msg, ev),
+		subject: d.msg.Subject(), service: c.ls.service, listener: c.l.Name, event: ev,
+		cause: cause, attempts: attempts, at: c.ls.clock.Now(), id: occurrence(d.msg, ev),
 	}
 	if err := c.ls.bus.bury(ctx, letter); err != nil {
-		c.retry(ctx, msg, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), errors.Join(cause, err))
+		c.retry(ctx, d, ev, outcomeUnavailable, time.Second+c.ls.opts.backoff(1), errors.Join(cause, err))
 		return
 	}
 	c.log.ErrorContext(ctx, "event is parked as a dead letter", "event", ev.GetId(), "type", ev.GetType(), "key", ev.GetKey(),
 		"attempts", attempts, "error", cause)
-	c.ack(ctx, msg, ev)
+	c.ack(ctx, d, ev)
 	c.ls.bus.metrics.count(ctx, c.ls.service, c.l.Name, outcomeParked)
 }
 
@@ -189,10 +180,10 @@ func (c *consumer) passes(ctx context.Context, err error) bool {
 	return postgres.Ready(ctx, c.ls.pool) != nil
 }
 
-// delivery tells a message of the stream apart from all others. An event that was
+// occurrence tells an event in the stream apart from all others. An event that was
 // replayed is another message: parked again soon after, it must not count as the
 // letter that was removed, or it would be lost.
-func delivery(msg jetstream.Msg, ev *eventv1.Event) string {
+func occurrence(msg jetstream.Msg, ev *eventv1.Event) string {
 	if meta, err := msg.Metadata(); err == nil {
 		return fmt.Sprintf("%s/%d", key(msg, ev), meta.Sequence.Stream)
 	}

@@ -53,9 +53,22 @@ func FuzzBatch(f *testing.F) {
 		require.NotContains(t, o.broken, row.ID)
 		for _, ev := range rows[1].events {
 			require.NoError(t, event.Check(ev))
-			msg, err := event.Message("zoo", ev)
+		}
+		messages, err := event.Messages("zoo", rows[1].events)
+		require.NoError(t, err)
+		var sent []*eventv1.Event
+		for _, msg := range messages {
+			require.Less(t, len(msg.Data), 1<<20, "NATS takes it")
+			events, err := event.Read(msg.Header, msg.Data)
 			require.NoError(t, err)
-			require.Equal(t, event.Subject("zoo", ev.GetType()), msg.Subject)
+			for _, ev := range events {
+				require.Equal(t, event.Subject("zoo", ev.GetType()), msg.Subject)
+			}
+			sent = append(sent, events...)
+		}
+		require.Len(t, sent, len(rows[1].events))
+		for i, ev := range rows[1].events {
+			require.True(t, proto.Equal(ev, sent[i]), "all of them, in their order")
 		}
 	})
 }

@@ -85,12 +85,12 @@ func (o *Outbox) abandonQueue() {
 
 // send publishes the events of one row asynchronously.
 func (o *Outbox) send(events []*eventv1.Event) ([]jetstream.PubAckFuture, error) {
-	futures := make([]jetstream.PubAckFuture, 0, len(events))
-	for _, ev := range events {
-		msg, err := event.Message(o.service, ev)
-		if err != nil {
-			return futures, err
-		}
+	messages, err := event.Messages(o.service, events)
+	if err != nil {
+		return nil, err
+	}
+	futures := make([]jetstream.PubAckFuture, 0, len(messages))
+	for _, msg := range messages {
 		f, err := o.bus.JetStream().PublishMsgAsync(msg,
 			jetstream.WithExpectStream(event.StreamName(o.service)), jetstream.WithStallWait(stallTime))
 		if err != nil {
@@ -130,7 +130,7 @@ func (o *Outbox) collect(ctx context.Context, sent <-chan sentRow, acked chan<- 
 			o.left.Add(1)
 			continue
 		}
-		o.metrics.events(ctx, len(s.futures))
+		o.metrics.events(ctx, len(s.row.events))
 		acked <- s.row // markAll reads until it is closed
 	}
 }

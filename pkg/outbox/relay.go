@@ -200,7 +200,7 @@ func (o *Outbox) sendClaimed(ctx context.Context, rows []Row) (done []Row, err e
 		}
 		switch {
 		case rowErr == nil:
-			o.metrics.events(ctx, len(s.futures))
+			o.metrics.events(ctx, len(s.row.events))
 			done = append(done, s.row)
 		case errors.Is(rowErr, nats.ErrMaxPayload), errors.Is(rowErr, jetstream.ErrStreamMessageExceedsMaximum):
 			o.setAside(ctx, s.row, rowErr)

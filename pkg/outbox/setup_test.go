@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/parleychat/parley/pkg/clock"
@@ -138,9 +137,9 @@ func (w *world) published() []*eventv1.Event {
 		if err != nil {
 			return nil
 		}
-		ev := &eventv1.Event{}
-		require.NoError(w.t, proto.Unmarshal(raw.Data, ev))
-		out = append(out, ev)
+		events, err := event.Read(raw.Header, raw.Data)
+		require.NoError(w.t, err)
+		out = append(out, events...)
 	}
 	return out
 }

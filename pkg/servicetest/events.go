@@ -108,8 +108,10 @@ func (h *Harness) fetch(ctx context.Context, consumer jetstream.Consumer, domain
 	seen := 0
 	for msg := range batch.Messages() {
 		seen++
-		if ev := h.decode(msg.Data()); match == nil || match(ev) {
-			return ev, seen
+		for _, ev := range h.decode(msg) {
+			if match == nil || match(ev) {
+				return ev, seen
+			}
 		}
 	}
 	return nil, seen
@@ -135,7 +137,7 @@ func (h *Harness) Events(domain, typ string) []*eventv1.Event {
 			h.t.Fatalf("read the events of %s: %v", domain, err)
 		}
 		for msg := range batch.Messages() {
-			events = append(events, h.decode(msg.Data()))
+			events = append(events, h.decode(msg)...)
 			left--
 		}
 	}
@@ -170,13 +172,13 @@ func (h *Harness) consumer(ctx context.Context, domain, typ string) jetstream.Co
 	return nil
 }
 
-func (h *Harness) decode(data []byte) *eventv1.Event {
+func (h *Harness) decode(msg jetstream.Msg) []*eventv1.Event {
 	h.t.Helper()
-	ev := &eventv1.Event{}
-	if err := proto.Unmarshal(data, ev); err != nil {
+	events, err := event.Read(msg.Headers(), msg.Data())
+	if err != nil {
 		h.t.Fatalf("decode an event: %v", err)
 	}
-	return ev
+	return events
 }
 
 // Pushes collects what is pushed to one person.

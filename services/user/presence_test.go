@@ -11,14 +11,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/redis/rueidis"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/presence"
 	"github.com/parleychat/parley/pkg/servicetest"
 	"github.com/parleychat/parley/pkg/testkit"
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
-	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/proto/gen/parley/user/v1/userv1connect"
@@ -114,10 +112,12 @@ func (w *presenceWorld) allTransitions(typ string) map[string]int {
 	for seq := info.State.FirstSeq; info.State.Msgs > 0 && seq <= info.State.LastSeq; seq++ {
 		msg, err := stream.GetMsg(w.t.Context(), seq)
 		require.NoError(w.t, err)
-		ev := &eventv1.Event{}
-		require.NoError(w.t, proto.Unmarshal(msg.Data, ev))
-		if ev.GetType() == typ {
-			count[ev.GetKey()]++
+		events, err := event.Read(msg.Header, msg.Data)
+		require.NoError(w.t, err)
+		for _, ev := range events {
+			if ev.GetType() == typ {
+				count[ev.GetKey()]++
+			}
 		}
 	}
 	return count

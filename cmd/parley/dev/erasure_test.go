@@ -306,9 +306,9 @@ func events(t *testing.T, h *servicetest.Harness, stream string) []*eventv1.Even
 			continue
 		}
 		require.NoError(t, err)
-		ev := &eventv1.Event{}
-		require.NoError(t, proto.Unmarshal(msg.Data, ev))
-		all = append(all, ev)
+		some, err := event.Read(msg.Header, msg.Data)
+		require.NoError(t, err)
+		all = append(all, some...)
 	}
 	return all
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/parleychat/parley/pkg/event"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
@@ -105,15 +104,17 @@ func (w *witness) publishedSince(ctx context.Context, since time.Time) ([]public
 		n := 0
 		for msg := range batch.Messages() {
 			n++
-			ev := &eventv1.Event{}
+			var events []*eventv1.Event
 			meta, err := msg.Metadata()
 			if err == nil {
-				err = proto.Unmarshal(msg.Data(), ev)
+				events, err = event.Read(msg.Headers(), msg.Data())
 			}
 			if err != nil {
 				return nil, fmt.Errorf("read an event: %w", err)
 			}
-			all = append(all, publication{ev.GetId(), ev.GetKey(), ev.GetTime().AsTime()})
+			for _, ev := range events {
+				all = append(all, publication{ev.GetId(), ev.GetKey(), ev.GetTime().AsTime()})
+			}
 			if meta.NumPending == 0 {
 				return all, nil
 			}

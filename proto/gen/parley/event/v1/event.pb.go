@@ -30,7 +30,8 @@ const (
 // key_version decides, never time.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDv7, made by the publisher; also the Nats-Msg-Id.
+	// UUIDv7, made by the publisher; also the Nats-Msg-Id of an event that is alone
+	// in its message.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// For example "account.registered". The NATS subject is
 	// "event.<domain>.<type>", where domain is the publisher.
@@ -139,7 +140,8 @@ func (x *Event) GetPayload() *anypb.Any {
 }
 
 // EventBatch is one row of a service's outbox: all the events of one
-// transaction.
+// transaction. It is also a message of the stream that carries several of them,
+// all of one type; its header Parley-Events then says how many.
 type EventBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
