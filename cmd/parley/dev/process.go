@@ -233,7 +233,7 @@ func (p *process) startAdmin(ctx context.Context) error {
 
 // connect opens a connection to NATS for one part, as it would have alone.
 func (p *process) connect(ctx context.Context, name string) (*event.Bus, error) {
-	bus, err := event.Connect(ctx, event.Config{URL: p.stack.NATS.URL, Name: name}, p.log.With("service", name))
+	bus, err := event.Connect(ctx, event.Config{InProcess: p.stack.NATS.InProcess(), Name: name}, p.log.With("service", name))
 	if err != nil {
 		return nil, err
 	}

@@ -34,8 +34,8 @@ type NATS struct {
 	server *server.Server
 }
 
-// InProcess is the option that connects a client without a socket.
-func (n *NATS) InProcess() nats.Option { return nats.InProcessServer(n.server) }
+// InProcess connects clients of this process without a socket.
+func (n *NATS) InProcess() nats.InProcessConnProvider { return n.server }
 
 func startNATS(dir string, o NATSOptions) (*NATS, error) {
 	opts := &server.Options{

@@ -207,7 +207,7 @@ func TestStart(t *testing.T) {
 		t.Parallel()
 		s := start(t, stack.Options{Dir: openDir(t), NATS: &stack.NATSOptions{InProcessOnly: true}})
 		require.Empty(t, s.Endpoints().NATS)
-		nc, err := nats.Connect("", s.NATS.InProcess())
+		nc, err := nats.Connect("", nats.InProcessServer(s.NATS.InProcess()))
 		require.NoError(t, err)
 		defer nc.Close()
 		js, err := jetstream.New(nc)
