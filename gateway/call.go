@@ -94,9 +94,11 @@ func (p *pending) encode(ctx context.Context, response []byte, callErr error) []
 }
 
 // errorFrame is the reply that carries an error.
-func errorFrame(id uint32, err error) *realtimev1.ServerFrame {
+func errorFrame(id uint32, err error) *realtimev1.ServerFrame { return replyWith(id, toError(err)) }
+
+func replyWith(id uint32, refusal *realtimev1.Error) *realtimev1.ServerFrame {
 	return &realtimev1.ServerFrame{Id: id, Frame: &realtimev1.ServerFrame_Reply{
-		Reply: &realtimev1.Reply{Result: &realtimev1.Reply_Error{Error: toError(err)}},
+		Reply: &realtimev1.Reply{Result: &realtimev1.Reply_Error{Error: refusal}},
 	}}
 }
 

@@ -37,6 +37,7 @@ import (
 	"github.com/parleychat/parley/pkg/realtime"
 	"github.com/parleychat/parley/pkg/rpc"
 	"github.com/parleychat/parley/pkg/token"
+	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 )
 
 // Deps is what a gateway is given.
@@ -90,6 +91,10 @@ type Gateway struct {
 	presence   *presenceDesk
 	workers    *workers
 
+	// tooManyCalls is what a call beyond a socket's bound is told: made once, and never
+	// changed.
+	tooManyCalls *realtimev1.Error
+
 	draining atomic.Bool
 	disputed atomic.Int64 // when an operator was last warned of a wrong clock
 	open     *tally       // sockets
@@ -113,7 +118,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		verifier: deps.Verifier, revocations: deps.Revocations, pages: deps.Pages,
 		tracer: otel.Tracer(scope), meter: meter, propagator: otel.GetTextMapPropagator(),
 		base: context.WithoutCancel(ctx), start: time.Now(),
-		metrics: metrics, admission: admission,
+		metrics: metrics, admission: admission, tooManyCalls: toError(errTooManyCalls(cfg.Socket.OpenCalls)),
 		errors: connect.NewErrorWriter(),
 		wheel:  newWheel(cfg.Socket.WheelTick),
 		hub:    newHub(cfg.Limits.UserSockets),

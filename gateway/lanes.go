@@ -121,13 +121,11 @@ func (c *connection) call(id uint32, call *realtimev1.Call, wait time.Duration) 
 // begin runs a call or puts it into its lane, or refuses it. The deadline counts
 // from here, the time in the lane included.
 func (c *connection) begin(p *pending, timeoutMs uint32) {
-	ctx, cancel := context.WithTimeout(c.gw.base, c.gw.callTimeout(timeoutMs))
-	p.c, p.token, p.ctx = c, c.token, ctx
-	runNow, err := c.admit(p, cancel)
+	p.c, p.token = c, c.token
+	runNow, refusal := c.admit(p, timeoutMs)
 	switch {
-	case err != nil:
-		cancel()
-		c.refuse(p.id, err)
+	case refusal != nil:
+		c.reply(replyWith(p.id, refusal), kindReply)
 	case runNow:
 		c.gw.workers.run(p)
 	}
@@ -140,20 +138,28 @@ func (c *connection) isOpen(id uint32) bool {
 	return open
 }
 
-func (c *connection) admit(p *pending, cancel cancelFunc) (runNow bool, err error) {
+// admit takes a call in, or says why not: that costs little, for in an overload most
+// calls end here.
+func (c *connection) admit(p *pending, timeoutMs uint32) (runNow bool, refusal *realtimev1.Error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.draining {
-		return false, errShuttingDown()
+		return false, toError(errShuttingDown())
 	}
 	if len(c.calls.open) >= c.gw.cfg.Socket.OpenCalls {
-		return false, errRateLimited(callRetry, "more than %d calls at once", c.gw.cfg.Socket.OpenCalls)
+		return false, c.gw.tooManyCalls
 	}
+	var cancel cancelFunc
+	p.ctx, cancel = context.WithTimeout(c.gw.base, c.gw.callTimeout(timeoutMs))
 	return c.calls.start(p, cancel), nil
 }
 
 // callRetry is what a client with too many open calls is told to wait.
 const callRetry = 100 * time.Millisecond
+
+func errTooManyCalls(limit int) *connect.Error {
+	return errRateLimited(callRetry, "more than %d calls at once", limit)
+}
 
 func errRateLimited(wait time.Duration, format string, args ...any) *connect.Error {
 	return rpc.WithRetryAfter(

@@ -16,7 +16,6 @@ package event
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -52,14 +51,34 @@ func New(typ, key string, version int64, payload proto.Message) *eventv1.Event {
 	return ev
 }
 
-var typeName = regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$`)
+// isTypeName says whether a text is like "noun.happened": at least two words of small
+// letters, digits and underscores, each beginning with a letter. It is asked for each
+// event; a regular expression cost a hundredth of the server.
+func isTypeName(s string) bool {
+	words := 0
+	for word := range strings.SplitSeq(s, ".") {
+		for i := range len(word) {
+			switch b := word[i]; {
+			case 'a' <= b && b <= 'z':
+			case i > 0 && (b == '_' || '0' <= b && b <= '9'):
+			default:
+				return false
+			}
+		}
+		if word == "" {
+			return false
+		}
+		words++
+	}
+	return words > 1
+}
 
 // Check tells what is wrong with an event that is about to be emitted.
 func Check(ev *eventv1.Event) error {
 	switch {
 	case ev == nil:
 		return fmt.Errorf("event is nil")
-	case !typeName.MatchString(ev.GetType()):
+	case !isTypeName(ev.GetType()):
 		return fmt.Errorf("event type %q is not like noun.happened", ev.GetType())
 	case ev.GetKey() == "":
 		return fmt.Errorf("event %s has no key", ev.GetType())
