@@ -39,7 +39,7 @@ const (
 func (o *Outbox) relay(ctx context.Context) {
 	ticker := time.NewTicker(o.opts.poll)
 	defer ticker.Stop()
-	limiter := rate.NewLimiter(rate.Limit(relayRate), max(relayRate, o.opts.relayBatch))
+	limiter := newLimiter(o.opts)
 	var counted time.Time
 	for {
 		if o.bus.Connected() && o.gateOpen() {
@@ -59,6 +59,11 @@ func (o *Outbox) relay(ctx context.Context) {
 		case <-o.wake:
 		}
 	}
+}
+
+// newLimiter is the pace of a relay.
+func newLimiter(o options) *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(relayRate), max(relayRate, o.relayBatch))
 }
 
 // claimAll claims until there is nothing left, or something fails.

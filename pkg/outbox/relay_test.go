@@ -108,10 +108,12 @@ func TestRelayTellsOnlyOfYoungRows(t *testing.T) {
 		told = append(told, keys(events)...)
 	}))
 	stop := w.run(alive)
-	w.drained()
+	require.Eventually(t, func() bool { // after the commit, which shows by itself a moment before
+		mu.Lock()
+		defer mu.Unlock()
+		return len(told) > 0
+	}, patience, often)
 	stop()
-	mu.Lock()
-	defer mu.Unlock()
 	require.Equal(t, []string{"young"}, told)
 	require.Equal(t, []string{"old", "young"}, keys(w.published()))
 }
@@ -267,18 +269,66 @@ func TestLostStreamIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	server := testkit.PrivateNATS(t)
 	w := newWorldAt(t, server.URL)
-	o := w.outbox()
+	o := w.outbox(outbox.WithRelayBatch(3))
 	w.run(o)
+	var want []string
 	for i := range 20 {
-		w.change(o, fmt.Sprint("kept ", i))
+		want = append(want, fmt.Sprintf("kept %02d", i))
+		w.clock.Advance(time.Millisecond)
+		w.change(o, want[i])
 	}
 	w.drained()
-	server.Kill9()
-	server.Wipe()
-	server.Restart()
-	require.Eventually(t, func() bool { return w.bus.Connected() && len(dedupe(keys(w.published()))) == 20 }, patience, 100*time.Millisecond,
-		"the kept rows are in the new stream")
-	w.drained()
+	versions := func() (all string) {
+		require.NoError(t, w.pool.QueryRow(t.Context(), `SELECT string_agg(xmin::text, ' ' ORDER BY created_at, id) FROM outbox`).Scan(&all))
+		return all
+	}
+	before := versions()
+	for range 2 {
+		server.Kill9()
+		server.Wipe()
+		server.Restart()
+		require.Eventually(t, func() bool { return w.bus.Connected() && slices.Equal(want, keys(w.published())) }, patience, 100*time.Millisecond,
+			"the kept rows are in the new stream, once and in their order")
+		require.Eventually(t, func() bool {
+			var due bool
+			require.NoError(t, w.pool.QueryRow(t.Context(), `SELECT refill_until IS NOT NULL FROM outbox_stream`).Scan(&due))
+			return !due
+		}, patience, often, "nothing is left to do")
+	}
+	require.Equal(t, before, versions(), "no row was written again: a crashed database would have to replay it")
+}
+
+// TestFillingGoesOn has a process find a stream that another one has begun to fill.
+func TestFillingGoesOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	stop := w.run(w.outbox())
+	_, err := w.bus.EnsureStream(t.Context(), "zoo")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		var known bool
+		err := w.pool.QueryRow(t.Context(), `SELECT created <> '' AND refill_until IS NULL FROM outbox_stream`).Scan(&known)
+		return err == nil && known
+	}, patience, often, "the stream is known")
+	stop()
+	o := w.outbox(outbox.WithRelayBatch(2))
+	for i := range 7 {
+		w.clock.Advance(time.Millisecond)
+		w.change(o, fmt.Sprintf("row %d", i)) // left in the table: it does not run
+	}
+	_, err = w.pool.Exec(t.Context(), `UPDATE outbox SET published_at = created_at`)
+	require.NoError(t, err)
+	_, err = w.pool.Exec(t.Context(), `
+		UPDATE outbox_stream SET (refill_at, refill_id) = (SELECT created_at, id FROM outbox ORDER BY created_at OFFSET 2 LIMIT 1),
+			refill_until = (SELECT created_at FROM outbox ORDER BY created_at OFFSET 5 LIMIT 1)`)
+	require.NoError(t, err)
+	w.run(w.outbox(outbox.WithRelayBatch(2)))
+	require.Eventually(t, func() bool {
+		var due bool
+		require.NoError(t, w.pool.QueryRow(t.Context(), `SELECT refill_until IS NOT NULL FROM outbox_stream`).Scan(&due))
+		return !due
+	}, patience, often)
+	require.Equal(t, []string{"row 3", "row 4", "row 5"}, keys(w.published()), "those after the cursor, up to the end")
 }
 
 func TestStopLeavesRowsInTheTable(t *testing.T) {

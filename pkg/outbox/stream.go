@@ -2,11 +2,12 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // keepStream sees to it that the stream of the domain exists, and fills it again
@@ -16,7 +17,11 @@ func (o *Outbox) keepStream(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if o.bus.Connected() {
-			if err := o.checkStream(ctx); err != nil && ctx.Err() == nil {
+			err := o.checkStream(ctx)
+			if err == nil {
+				err = o.refill(ctx)
+			}
+			if err != nil && ctx.Err() == nil {
 				o.log.WarnContext(ctx, "stream of events will be looked after again", "error", err)
 			}
 		}
@@ -30,10 +35,10 @@ func (o *Outbox) keepStream(ctx context.Context) {
 
 // checkStream compares the stream's time of creation with the one that the table
 // outbox_stream remembers. Another one means that the stream is new and empty:
-// whoever made it, the rows that are kept go out again. The row's lock makes one
-// replica do it, and a crash before the commit leaves all of it to the next check.
+// whoever made it, the rows that are kept are to go out again. The row's lock makes
+// one replica note it, and a crash before the commit leaves it to the next check.
 func (o *Outbox) checkStream(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, rebuildTime)
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	stream, err := o.bus.EnsureStream(ctx, o.service)
 	if err != nil {
@@ -60,15 +65,15 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 		if known == created {
 			return nil
 		}
-		now := o.clock.Now()
-		n, err := unmark(ctx, tx, now.Add(-keep), now)
-		if err != nil {
-			return err
+		// What is committed later is published into this stream in any case. The newest
+		// row may be of a clock that is ahead. The first stream of all lacks nothing.
+		_, err = tx.Exec(ctx, `
+			UPDATE outbox_stream SET created = $2, refill_at = $3, refill_id = $4,
+				refill_until = CASE WHEN created <> '' THEN (SELECT max(created_at) FROM outbox) END
+			WHERE domain = $1`, o.service, created, o.clock.Now().Add(-keep), uuid.Nil)
+		if known != "" {
+			o.log.WarnContext(ctx, "the stream of events is new: kept events are published again")
 		}
-		if n > 0 {
-			o.log.WarnContext(ctx, "the stream of events is new: kept events are published again", "rows", n)
-		}
-		_, err = tx.Exec(ctx, `UPDATE outbox_stream SET created = $2 WHERE domain = $1`, o.service, created)
 		return err
 	})
 	if err != nil {
@@ -77,13 +82,79 @@ func (o *Outbox) checkStream(ctx context.Context) error {
 	o.mu.Lock()
 	o.streamCreated = created
 	o.mu.Unlock()
-	o.nudge()
 	return nil
+}
+
+// refill publishes the kept rows once more if that is due, oldest first, at the pace
+// of a relay. Marked or not: a mark may tell of the stream that was lost. What goes
+// out twice has the same ids.
+func (o *Outbox) refill(ctx context.Context) error {
+	limiter := newLimiter(o.opts)
+	for {
+		rows, more, err := o.refillSome(ctx)
+		if err != nil || !more {
+			return err
+		}
+		if err := limiter.WaitN(ctx, rows); err != nil {
+			return fmt.Errorf("pace the filling: %w", err)
+		}
+	}
+}
+
+// refillSome publishes the next rows and moves the cursor behind them, in one
+// transaction: if the process dies in it, another one begins where it began. One
+// replica does it at a time; the others see nothing due.
+func (o *Outbox) refillSome(ctx context.Context) (rows int, more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTime)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
+		var at, until time.Time
+		var id uuid.UUID
+		err := tx.QueryRow(ctx, `
+			SELECT refill_at, refill_id, refill_until FROM outbox_stream
+			WHERE domain = $1 AND refill_until IS NOT NULL FOR UPDATE SKIP LOCKED`, o.service).Scan(&at, &id, &until)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the cursor: %w", err)
+		}
+		found, err := tx.Query(ctx, `
+			SELECT id, created_at, envelopes, key_versions FROM outbox
+			WHERE created_at >= $1 AND created_at <= $3 AND (created_at, id) > ($1, $2)
+			ORDER BY created_at, id LIMIT $4`, at, id, until, o.opts.relayBatch)
+		if err != nil {
+			return fmt.Errorf("read kept rows: %w", err)
+		}
+		stored, err := pgx.CollectRows(found, pgx.RowToStructByPos[storedRow])
+		if err != nil {
+			return fmt.Errorf("read kept rows: %w", err)
+		}
+		if _, err := o.sendClaimed(ctx, o.read(ctx, stored)); err != nil {
+			return err
+		}
+		if rows, more = len(stored), len(stored) == o.opts.relayBatch; more {
+			last := stored[len(stored)-1]
+			_, err = tx.Exec(ctx, `UPDATE outbox_stream SET refill_at = $2, refill_id = $3 WHERE domain = $1`, o.service, last.CreatedAt, last.ID)
+		} else {
+			o.log.InfoContext(ctx, "the stream of events holds what is kept again")
+			_, err = tx.Exec(ctx, `UPDATE outbox_stream SET refill_at = NULL, refill_id = NULL, refill_until = NULL WHERE domain = $1`, o.service)
+		}
+		if err != nil {
+			return fmt.Errorf("move the cursor: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, false, fmt.Errorf("fill the stream again: %w", err)
+	}
+	o.metrics.relay(ctx, rows)
+	return rows, more, nil
 }
 
 // openGate lets rows be published: the stream was looked at once. Rows published
 // before that look would count as those of a lost stream, and go out twice.
-func (o *Outbox) openGate() { o.gateOnce.Do(func() { close(o.gate) }) }
+func (o *Outbox) openGate() { o.gateOnce.Do(func() { close(o.gate); o.nudge() }) }
 
 // gateOpen tells whether rows may be published.
 func (o *Outbox) gateOpen() bool {
@@ -95,36 +166,5 @@ func (o *Outbox) gateOpen() bool {
 	}
 }
 
-// execer is a pool or a transaction.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}
-
-const (
-	// rebuildTime bounds the unmarking of all kept rows.
-	rebuildTime = 10 * time.Minute
-	// unmarkSlice is how much time one statement unmarks: three days at once
-	// would run into the role's statement_timeout.
-	unmarkSlice = 10 * time.Minute
-)
-
-// unmark has all rows of since and later published again. now bounds the slices;
-// the last one is open, for rows of a clock that is ahead.
-func unmark(ctx context.Context, db execer, since, now time.Time) (rows int64, err error) {
-	for from := since; ; from = from.Add(unmarkSlice) {
-		var to *time.Time
-		if end := from.Add(unmarkSlice); !end.After(now) {
-			to = &end
-		}
-		tag, err := db.Exec(ctx, `
-			UPDATE outbox SET published_at = NULL
-			WHERE created_at >= $1 AND created_at < coalesce($2::timestamptz, 'infinity') AND published_at IS NOT NULL`, from, to)
-		if err != nil {
-			return rows, fmt.Errorf("unmark outbox rows: %w", err)
-		}
-		rows += tag.RowsAffected()
-		if to == nil {
-			return rows, nil
-		}
-	}
-}
+// checkTime bounds one look at the stream.
+const checkTime = time.Minute

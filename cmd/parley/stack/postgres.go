@@ -106,12 +106,9 @@ func (c cluster) startOnPort(ctx context.Context, port int) (*process, int, erro
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	for {
-		chosen := port
-		if chosen == 0 {
-			var err error
-			if chosen, err = freePort(); err != nil {
-				return nil, 0, err
-			}
+		chosen, err := portOrFree(port)
+		if err != nil {
+			return nil, 0, err
 		}
 		child, err := c.startOnce(ctx, chosen)
 		if err == nil {
@@ -142,22 +139,11 @@ func (c cluster) startOnce(ctx context.Context, port int) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	for !c.ready(child.pid) {
-		select {
-		case <-child.done:
-			return nil, fmt.Errorf("PostgreSQL ended while starting (%w): %s", errors.Join(child.err, errEnded), c.logTail())
-		default:
-		}
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			_ = child.proc.Kill()
-			<-child.done
-			return nil, fmt.Errorf("PostgreSQL was not ready in time (%w): %s", err, c.logTail())
-		}
+	if err := child.await(ctx, "PostgreSQL", func() bool { return c.ready(child.pid) }, c.logTail); err != nil {
+		return nil, err
 	}
 	return child, nil
 }
-
-var errEnded = errors.New("no connection was accepted")
 
 func (c cluster) arguments(port int) []string {
 	settings := map[string]string{
@@ -215,6 +201,14 @@ func (c cluster) logTail() string {
 	const most = 2000
 	raw = bytes.TrimSpace(raw)
 	return string(raw[max(0, len(raw)-most):])
+}
+
+// portOrFree is the port, or a free one if that is 0.
+func portOrFree(port int) (int, error) {
+	if port != 0 {
+		return port, nil
+	}
+	return freePort()
 }
 
 // freePort asks the kernel for a free TCP port on 127.0.0.1.

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -104,6 +105,25 @@ func launch(cmd *exec.Cmd) (*process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+var errEnded = errors.New("no connection was accepted")
+
+// await returns when ready says so. A child that is not ready before ctx ends is killed; output gives what it said.
+func (p *process) await(ctx context.Context, name string, ready func() bool, output func() string) error {
+	for !ready() {
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended while starting (%w): %s", name, errors.Join(p.err, errEnded), output())
+		default:
+		}
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			_ = p.proc.Kill()
+			<-p.done
+			return fmt.Errorf("%s was not ready in time (%w): %s", name, err, output())
+		}
+	}
+	return nil
 }
 
 // stopGrace is how long a server may take to end in order before it is killed.

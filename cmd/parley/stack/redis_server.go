@@ -3,7 +3,6 @@ package stack
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -39,12 +38,9 @@ func startRedisServer(ctx context.Context, program string, port int) (*Redis, er
 	ctx, cancel := context.WithTimeout(ctx, redisReadyWithin)
 	defer cancel()
 	for {
-		chosen := port
-		if chosen == 0 {
-			var err error
-			if chosen, err = freePort(); err != nil {
-				return nil, err
-			}
+		chosen, err := portOrFree(port)
+		if err != nil {
+			return nil, err
 		}
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(chosen))
 		child, err := startRedisOnce(ctx, program, addr, chosen)
@@ -68,17 +64,9 @@ func startRedisOnce(ctx context.Context, program, addr string, port int) (*proce
 	if err != nil {
 		return nil, fmt.Errorf("start redis-server: %w", err)
 	}
-	for !answersPing(ctx, addr) {
-		select {
-		case <-child.done:
-			return nil, fmt.Errorf("redis-server ended while starting (%w): %s", errors.Join(child.err, errEnded), bytes.TrimSpace(output.Bytes()))
-		default:
-		}
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			_ = child.proc.Kill()
-			<-child.done
-			return nil, fmt.Errorf("redis-server was not ready in time (%w): %s", err, bytes.TrimSpace(output.Bytes()))
-		}
+	ready := func() bool { return answersPing(ctx, addr) }
+	if err := child.await(ctx, "redis-server", ready, func() string { return strings.TrimSpace(output.String()) }); err != nil {
+		return nil, err
 	}
 	return child, nil
 }

@@ -49,6 +49,7 @@ func (m *measurer) besideReference(t *testing.T) {
 	pairs, n := strconv.Itoa(m.plan.pairs), strconv.Itoa(m.plan.silent)
 	ours := m.seedOne(product, "reference", "--users", n, "--pairs", pairs)
 	theirs := m.startReference(t, os.Getenv(envReference))
+	bare := startBare(t, ours)
 	idle := []string{"--scenario", "idle", "--conns", n, "--procs", "2", "--dials", "32", "--src-ips", "4", "--settle", "1s", "--sync=false"}
 	steady := strconv.Itoa(min(500, 50*m.plan.pairs))
 	for range m.plan.rounds {
@@ -63,6 +64,8 @@ func (m *measurer) besideReference(t *testing.T) {
 				one.theirs[1], f.MessagesPerSecond/r.Rate, f.MessagesPerSecond, r.Rate, f.cpu()/r.CPU, f.cpu(), r.CPU,
 				f.Delivery.P50, r.Delivery.P50, f.Delivery.P99, r.Delivery.P99, f.ConnectsPerSecond, r.Connects)
 		}
+		// What leastConnects is made of: how the reference and the yardstick compare.
+		m.sayf("connects to the yardstick: %.0f/s", m.load(bare, idle...).ConnectsPerSecond)
 	}
 }
 
