@@ -24,6 +24,9 @@ const (
 	// or to repair: a random time up to base·2^tries, at most the cap.
 	backoffBase = 100 * time.Millisecond
 	backoffCap  = 20 * time.Second
+	// resendCap bounds the one between two tries to send over a connection that
+	// stands: somebody looks at that message, and a server that needs longer says so.
+	resendCap = 5 * time.Second
 	// repairTimeout bounds one Sync or ListEvents.
 	repairTimeout = 15 * time.Second
 	// tryTimeout bounds one try to send, unless the device is told otherwise.
@@ -410,7 +413,7 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		if !retryable(err) || !clock.Pause(ctx, max(retryAfter(err), jitter(tries))) {
+		if !retryable(err) || !clock.Pause(ctx, max(retryAfter(err), min(jitter(tries), resendCap))) {
 			return nil, err
 		}
 		if retried != nil {
