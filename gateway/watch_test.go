@@ -1,11 +1,7 @@
 package gateway
 
 import (
-	"bufio"
 	"context"
-	"encoding/base64"
-	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -397,115 +393,4 @@ func TestConnectionsAreReported(t *testing.T) {
 		require.NoError(t, err)
 		return len(devicesOf(t, redis, anna.user)) == 0
 	}, patience, 5*time.Millisecond)
-}
-
-// watchBudget is what thirty watches may cost, in bytes.
-const watchBudget = 2 << 10
-
-// TestWatchesAreSmall holds the price of thirty watches of a socket, in the worst
-// case: nobody is watched by two.
-//
-// It is not parallel: other tests would be measured too.
-func TestWatchesAreSmall(t *testing.T) { //nolint:paralleltest // measures the process
-	const count, each = 1000, 30
-	w, _ := newWatchWorld(t, func(s *setup) {
-		s.cfg.Exempt = []string{"127.0.0.0/8"}
-		s.cfg.Limits.NodeSocketRate, s.cfg.Limits.NodeSocketBurst = 1e6, 1e6
-		s.extra["user"] = everybodyIsOnline()
-	})
-	conns := make([]net.Conn, count+100)
-	for i := range conns {
-		conns[i] = openSocket(t, w)
-	}
-	watchThirty(t, conns[:100], each) // pools, tables, workers
-	before := memoryInUse()
-	watchThirty(t, conns[100:], each)
-	links, people := w.gateway.presence.watches.total()
-	require.EqualValues(t, (count+100)*each, links)
-	require.Equal(t, links, people)
-	var perSocket int64
-	require.Eventually(t, func() bool { // workers rest for some seconds
-		perSocket = (memoryInUse() - before) / count
-		return perSocket < watchBudget
-	}, patience, 200*time.Millisecond, "too much")
-	t.Logf("thirty watches hold %d bytes", perSocket)
-}
-
-func everybodyIsOnline() http.Handler {
-	s := &everybody{}
-	_, handler := userv1connect.NewPresenceServiceHandler(s)
-	return handler
-}
-
-type everybody struct {
-	userv1connect.UnimplementedPresenceServiceHandler
-}
-
-func (*everybody) BatchGetPresence(_ context.Context, r *userv1.BatchGetPresenceRequest) (*userv1.BatchGetPresenceResponse, error) {
-	res := &userv1.BatchGetPresenceResponse{}
-	for _, id := range r.GetUserIds() {
-		res.Presences = append(res.Presences, &realtimev1.Presence{UserId: id, State: realtimev1.PresenceState_PRESENCE_STATE_ONLINE, Version: 1})
-	}
-	return res, nil
-}
-
-func watchThirty(t *testing.T, conns []net.Conn, each int) {
-	t.Helper()
-	for _, conn := range conns {
-		watch := &realtimev1.Watch{}
-		for range each {
-			watch.UserIds = append(watch.UserIds, uuid.NewString())
-		}
-		frame, err := proto.Marshal(&realtimev1.ClientFrame{Id: 7, Frame: &realtimev1.ClientFrame_Watch{Watch: watch}})
-		require.NoError(t, err)
-		_, err = conn.Write(maskedFrame(frame))
-		require.NoError(t, err)
-		require.NoError(t, conn.SetReadDeadline(time.Now().Add(patience)))
-		reader := bufio.NewReaderSize(conn, 64)
-		head := make([]byte, 4) // longer than 125 bytes, so two bytes of length follow
-		_, err = readFull(reader, head)
-		require.NoError(t, err)
-		rest := make([]byte, int(head[2])<<8|int(head[3]))
-		_, err = readFull(reader, rest)
-		require.NoError(t, err)
-	}
-}
-
-func readFull(reader *bufio.Reader, into []byte) (int, error) {
-	read := 0
-	for read < len(into) {
-		n, err := reader.Read(into[read:])
-		if err != nil {
-			return read, err
-		}
-		read += n
-	}
-	return read, nil
-}
-
-// openSocket opens a socket without a WebSocket library, with the welcome read.
-func openSocket(t *testing.T, w *world) net.Conn {
-	t.Helper()
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", w.address)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\nAuthorization: Bearer %s\r\n\r\n",
-		SocketPath, w.address, base64.StdEncoding.EncodeToString(make([]byte, 16)), w.token(newPerson(), time.Hour))
-	require.NoError(t, err)
-	reader := bufio.NewReaderSize(conn, 1024)
-	response, err := http.ReadResponse(reader, nil)
-	require.NoError(t, err)
-	require.Equal(t, http.StatusSwitchingProtocols, response.StatusCode)
-	_, err = reader.Peek(2)
-	require.NoError(t, err)
-	head, _ := reader.Peek(4)
-	length, skip := int(head[1]), 2
-	if length == 126 {
-		length, skip = int(head[2])<<8|int(head[3]), 4
-	}
-	_, err = readFull(reader, make([]byte, skip+length))
-	require.NoError(t, err)
-	require.Zero(t, reader.Buffered())
-	return conn
 }

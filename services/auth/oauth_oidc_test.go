@@ -1,13 +1,18 @@
 package auth_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/parleychat/parley/pkg/rpc"
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
 func TestOAuthProviderThatIsAway(t *testing.T) {
@@ -81,4 +86,33 @@ func TestOAuthProviderThatHangs(t *testing.T) {
 	require.NoError(t, start(), "the old configuration serves on")
 	<-asked
 	require.NoError(t, start())
+}
+
+// An ID token that is not exactly what was asked for confirms nobody.
+func TestOAuthRefusesIDTokens(t *testing.T) {
+	t.Parallel()
+	a := startAbroad(t)
+	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	for name, tamper := range map[string]func(claims map[string]any){
+		"another nonce":         func(c map[string]any) { c["nonce"] = "another" },
+		"no nonce":              func(c map[string]any) { delete(c, "nonce") },
+		"another audience":      func(c map[string]any) { c["aud"] = "another" },
+		"another issuer":        func(c map[string]any) { c["iss"] = "https://evil.example" },
+		"an expired one":        func(c map[string]any) { c["exp"] = a.Clock.Now().Add(-time.Minute).Unix() },
+		"made for another":      func(c map[string]any) { c["aud"], c["azp"] = []string{idpClient, "another"}, "another" },
+		"no subject":            func(c map[string]any) { c["sub"] = "" },
+		"a subject with a line": func(c map[string]any) { c["sub"] = "a\nb" },
+		"a huge subject":        func(c map[string]any) { c["sub"] = strings.Repeat("x", 256) },
+	} {
+		a.idp.change(func() { a.idp.tamper = tamper })
+		_, err := a.visit("house", person1("anna"))
+		require.Equal(t, errorv1.Reason_REASON_OAUTH_REFUSED.String(), rpc.ReasonOf(err).String(), name)
+	}
+	a.idp.change(func() { a.idp.tamper, a.idp.signer = nil, stranger })
+	_, err = a.visit("house", person1("anna"))
+	refusedAbroad(t, err)
+	a.idp.change(func() { a.idp.signer = a.idp.key })
+	_, err = a.visit("house", person1("anna"))
+	require.NoError(t, err)
 }

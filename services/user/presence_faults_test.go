@@ -12,6 +12,7 @@ import (
 	"github.com/parleychat/parley/pkg/event"
 	"github.com/parleychat/parley/pkg/presence"
 	"github.com/parleychat/parley/pkg/servicetest"
+	"github.com/parleychat/parley/pkg/testkit"
 	authv1 "github.com/parleychat/parley/proto/gen/parley/auth/v1"
 	userv1 "github.com/parleychat/parley/proto/gen/parley/user/v1"
 	"github.com/parleychat/parley/services/user"
@@ -22,6 +23,51 @@ func inShard(of uuid.UUID) uuid.UUID {
 	id := uuid.New()
 	id[15] = of[15]
 	return id
+}
+
+// Redis loses everything: gateways write it again, and nobody flickers.
+func TestPresenceOutlivesAnEmptiedRedis(t *testing.T) {
+	t.Parallel()
+	w := startPresence(t, servicetest.Options{}, nil)
+	viewer, anna, gone := uuid.New(), uuid.New(), uuid.New()
+	g := w.gate(900 * time.Millisecond)
+	g.set(anna, phone())
+	g.set(gone, phone())
+	w.until(viewer, anna, online)
+	w.until(viewer, gone, online)
+
+	redis := w.Redis()
+	require.NoError(t, redis.Do(t.Context(), redis.B().Flushdb().Build()).Error())
+	g.set(gone) // while nobody knows anything
+	roster := presence.NewRoster(redis)
+	require.Eventually(t, func() bool {
+		missing, err := roster.Missing(t.Context(), []uuid.UUID{anna})
+		require.NoError(t, err)
+		return len(missing) == 0
+	}, soon, often)
+	g.settled(gone)
+	w.Clock.Advance(theGrace)
+	w.until(viewer, gone, offline)
+	require.Equal(t, online, w.seen(viewer, anna).GetState())
+	require.Equal(t, 1, w.transitions(anna, "user.online"))
+	require.Zero(t, w.transitions(anna, "user.offline"))
+}
+
+// Redis is away, and comes back empty: until then nothing is known.
+func TestPresenceWithoutRedis(t *testing.T) {
+	t.Parallel()
+	server := testkit.PrivateRedis(t)
+	w := startPresence(t, servicetest.Options{RedisURL: server.URL}, nil)
+	viewer, anna := uuid.New(), uuid.New()
+	g := w.gate(900 * time.Millisecond)
+	g.set(anna, phone())
+	version := w.until(viewer, anna, online).GetVersion()
+	server.Kill9()
+	w.until(viewer, anna, unknown)
+	w.hide(viewer, true) // works without
+	require.Eventually(t, func() bool { return len(w.signals(viewer)) == 1 }, soon, often)
+	server.Restart()
+	require.Equal(t, version, w.until(viewer, anna, online).GetVersion(), "nothing has changed")
 }
 
 // A Redis that is full gives up what nobody has touched for long: people of whom
