@@ -43,7 +43,7 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run everything in one process, with nothing to install or configure",
-		Long: "dev runs the gateway, all services and NATS in one process, PostgreSQL and, where it is installed, redis-server as its\n" +
+		Long: "dev runs the gateway, all services and NATS in one process, PostgreSQL and, on Linux where it is installed, redis-server as its\n" +
 			"children (without one, a slower server of the Redis protocol inside), and keeps its data in a folder.\n" +
 			"Settings of services and gateway can be given by their PARLEY_… variables.",
 		Args: cobra.NoArgs,

@@ -133,7 +133,7 @@ func (p *process) wait(ctx context.Context) error {
 	case <-p.stack.Postgres.Done():
 		err = errors.New("PostgreSQL has ended by itself; see the log in the data folder")
 	case <-p.stack.Redis.Done():
-		err = errors.New("redis-server has ended by itself")
+		err = errors.New("redis-server has ended by itself; see redis.log in the data folder")
 	}
 	return errors.Join(err, p.stop())
 }

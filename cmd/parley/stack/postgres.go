@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -139,7 +138,7 @@ func (c cluster) startOnce(ctx context.Context, port int) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	if err := child.await(ctx, "PostgreSQL", func() bool { return c.ready(child.pid) }, c.logTail); err != nil {
+	if err := child.await(ctx, "PostgreSQL", func() bool { return c.ready(child.pid) }, c.logPath()); err != nil {
 		return nil, err
 	}
 	return child, nil
@@ -191,16 +190,6 @@ func (c cluster) pidFile() []string {
 		lines[i] = strings.TrimSpace(lines[i])
 	}
 	return lines
-}
-
-func (c cluster) logTail() string {
-	raw, err := os.ReadFile(c.logPath())
-	if err != nil {
-		return "its log cannot be read: " + err.Error()
-	}
-	const most = 2000
-	raw = bytes.TrimSpace(raw)
-	return string(raw[max(0, len(raw)-most):])
 }
 
 // portOrFree is the port, or a free one if that is 0.

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,21 +110,32 @@ func launch(cmd *exec.Cmd) (*process, error) {
 
 var errEnded = errors.New("no connection was accepted")
 
-// await returns when ready says so. A child that is not ready before ctx ends is killed; output gives what it said.
-func (p *process) await(ctx context.Context, name string, ready func() bool, output func() string) error {
+// await returns when ready says so. A child that is not ready before ctx ends is killed; an error ends with the last it
+// has written to its log.
+func (p *process) await(ctx context.Context, name string, ready func() bool, logPath string) error {
 	for !ready() {
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended while starting (%w): %s", name, errors.Join(p.err, errEnded), output())
+			return fmt.Errorf("%s ended while starting (%w): %s", name, errors.Join(p.err, errEnded), logTail(logPath))
 		default:
 		}
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
 			_ = p.proc.Kill()
 			<-p.done
-			return fmt.Errorf("%s was not ready in time (%w): %s", name, err, output())
+			return fmt.Errorf("%s was not ready in time (%w): %s", name, err, logTail(logPath))
 		}
 	}
 	return nil
+}
+
+func logTail(path string) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "its log cannot be read: " + err.Error()
+	}
+	const most = 2000
+	raw = bytes.TrimSpace(raw)
+	return string(raw[max(0, len(raw)-most):])
 }
 
 // stopGrace is how long a server may take to end in order before it is killed.

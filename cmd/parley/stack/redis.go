@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -15,9 +16,9 @@ import (
 type RedisOptions struct {
 	// Port on 127.0.0.1; 0 picks a free one.
 	Port int
-	// Installed runs the redis-server of this machine, as a child, if it has one: it does with a tenth of the CPU what
-	// the server inside this process does, and offers all that production has. Only the other one has more than 16
-	// databases.
+	// Installed runs the redis-server of this machine, as a child, if it has one and the kernel ends it with this
+	// process (Linux): it does with a tenth of the CPU what the server inside this process does, and offers all that
+	// production has. Only the other one has more than 16 databases.
 	Installed bool
 }
 
@@ -32,11 +33,10 @@ type Redis struct {
 	embedded *embeddedServer // one inside this process
 }
 
-func startRedis(ctx context.Context, o RedisOptions, log *slog.Logger) (*Redis, error) {
+func startRedis(ctx context.Context, dir string, o RedisOptions, log *slog.Logger) (*Redis, error) {
 	if o.Installed {
-		program := findRedis(ctx)
-		if program != "" {
-			return startRedisServer(ctx, program, o.Port)
+		if program := findRedis(ctx); program != "" && childrenEndWithUs {
+			return startRedisServer(ctx, program, filepath.Join(dir, redisLog), o.Port)
 		}
 		log.InfoContext(ctx, "no redis-server here: the Redis protocol is served by this process, which is slower")
 	}

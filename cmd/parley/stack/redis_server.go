@@ -13,8 +13,12 @@ import (
 	"time"
 )
 
-// redisReadyWithin bounds a start: it reads nothing from disk.
-const redisReadyWithin = 15 * time.Second
+const (
+	// redisReadyWithin bounds a start: it reads nothing from disk.
+	redisReadyWithin = 15 * time.Second
+	// redisLog is the name of the file with what a redis-server says.
+	redisLog = "redis.log"
+)
 
 // findRedis returns the redis-server of this machine that runs, or nothing. PARLEY_REDIS_BIN, when set, is the only
 // folder that counts; Debian keeps servers out of the path of people who are not root.
@@ -34,7 +38,7 @@ func findRedis(ctx context.Context) string {
 }
 
 // startRedisServer starts a child, again when another process took the free port first.
-func startRedisServer(ctx context.Context, program string, port int) (*Redis, error) {
+func startRedisServer(ctx context.Context, program, logPath string, port int) (*Redis, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisReadyWithin)
 	defer cancel()
 	for {
@@ -43,7 +47,7 @@ func startRedisServer(ctx context.Context, program string, port int) (*Redis, er
 			return nil, err
 		}
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(chosen))
-		child, err := startRedisOnce(ctx, program, addr, chosen)
+		child, err := startRedisOnce(ctx, program, logPath, addr, chosen)
 		if err == nil {
 			return &Redis{Addr: addr, URL: "redis://" + addr + "/0", child: child}, nil
 		}
@@ -53,19 +57,23 @@ func startRedisServer(ctx context.Context, program string, port int) (*Redis, er
 	}
 }
 
-func startRedisOnce(ctx context.Context, program, addr string, port int) (*process, error) {
+func startRedisOnce(ctx context.Context, program, logPath, addr string, port int) (*process, error) {
+	logFile, err := os.Create(logPath)
+	if err != nil {
+		return nil, fmt.Errorf("create the log of redis-server: %w", err)
+	}
+	defer logFile.Close()
 	// ctx bounds the start; the child goes on after it and ends by stop, in order.
 	cmd := account{}.attach(exec.CommandContext(context.WithoutCancel(ctx), program, "--bind", "127.0.0.1", "--port", strconv.Itoa(port),
 		"--save", "", "--appendonly", "no", "--loglevel", "warning"))
-	var output bytes.Buffer // read when the child has ended only
-	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.Stdout, cmd.Stderr = logFile, logFile
 	dieWithParent(cmd)
 	child, err := launch(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("start redis-server: %w", err)
 	}
 	ready := func() bool { return answersPing(ctx, addr) }
-	if err := child.await(ctx, "redis-server", ready, func() string { return strings.TrimSpace(output.String()) }); err != nil {
+	if err := child.await(ctx, "redis-server", ready, logPath); err != nil {
 		return nil, err
 	}
 	return child, nil

@@ -90,7 +90,7 @@ func (s *Stack) start(ctx context.Context, dir string, o Options) (err error) {
 		}
 	}
 	if o.Redis != nil {
-		if s.Redis, err = startRedis(ctx, *o.Redis, o.Logger); err != nil {
+		if s.Redis, err = startRedis(ctx, dir, *o.Redis, o.Logger); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,6 +160,12 @@ func TestStart(t *testing.T) {
 		value, err := client.DoCache(ctx, client.B().Get().Key("k").Cache(), time.Minute).ToString()
 		require.NoError(t, err, "client-side caching, as in production")
 		require.Equal(t, "v", value)
+		_, port, err := net.SplitHostPort(s.Redis.Addr)
+		require.NoError(t, err)
+		taken, err := strconv.Atoi(port)
+		require.NoError(t, err)
+		_, err = stack.Start(ctx, stack.Options{Dir: openDir(t), Redis: &stack.RedisOptions{Installed: true, Port: taken}})
+		require.ErrorContains(t, err, "Address already in use", "what it says is told, and a free port is tried again for it")
 		require.NoError(t, s.Stop())
 		requireGone(t, pid)
 	})
