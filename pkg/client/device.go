@@ -413,7 +413,7 @@ func (d *Device) Send(ctx context.Context, req *messagingv1.SendMessageRequest, 
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		if !retryable(err) || !clock.Pause(ctx, max(retryAfter(err), min(jitter(tries), resendCap))) {
+		if !retryable(err) || !clock.Pause(ctx, resendPause(err, tries)) {
 			return nil, err
 		}
 		if retried != nil {
@@ -439,6 +439,11 @@ func call(ctx context.Context, conn *Conn, procedure string, req, res proto.Mess
 // spread keeps many idle clients from syncing at the same moment: 75 % to 100 %
 // of the interval.
 func spread(d time.Duration) time.Duration { return d - rand.N(d/4+1) }
+
+// resendPause is how long a message waits that was not taken.
+func resendPause(err error, tries int) time.Duration {
+	return max(retryAfter(err), min(jitter(tries), resendCap))
+}
 
 // jitter is full jitter: a random time up to base·2^tries, at most the cap.
 func jitter(tries int) time.Duration {
