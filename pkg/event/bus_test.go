@@ -167,10 +167,18 @@ func TestCheck(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, event.Check(fed("lion", 1, "full")))
 	require.NoError(t, event.Check(event.New("animal.born", "lion", 1, nil)))
+	require.NoError(t, event.Check(event.New("animal2.born_at.x", "lion", 1, nil)))
 	for name, ev := range map[string]*eventv1.Event{
 		"nil":          nil,
 		"no key":       event.New("animal.fed", "", 1, nil),
 		"odd type":     event.New("Animal Fed", "lion", 1, nil),
+		"one word":     event.New("animal", "lion", 1, nil),
+		"no word":      event.New("", "lion", 1, nil),
+		"empty word":   event.New("animal..fed", "lion", 1, nil),
+		"empty end":    event.New("animal.", "lion", 1, nil),
+		"digit first":  event.New("animal.2fed", "lion", 1, nil),
+		"line":         event.New("_animal.fed", "lion", 1, nil),
+		"not ASCII":    event.New("animal.fütter", "lion", 1, nil),
 		"wildcard":     event.New("animal.>", "lion", 1, nil),
 		"too large":    fed("lion", 1, string(make([]byte, event.MaxBytes))),
 		"not packable": fed("lion", 1, "\xff"),

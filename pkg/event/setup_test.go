@@ -74,18 +74,22 @@ func (w *world) connect() *event.Bus {
 // listen runs listeners until the test, or the returned function, ends it.
 func (w *world) listen(listeners []event.Listener, opts ...event.Option) (stop func()) {
 	w.t.Helper()
+	cancel, wait := w.listenUntil(listeners, opts...)
+	return func() { cancel(); wait() }
+}
+
+// listenUntil is listen whose end is told and awaited apart.
+func (w *world) listenUntil(listeners []event.Listener, opts ...event.Option) (cancel context.CancelFunc, wait func()) {
+	w.t.Helper()
 	opts = append([]event.Option{event.Heartbeat(500 * time.Millisecond), event.Backoff(quick)}, opts...)
 	ls := event.NewListeners("alpha", w.bus, w.pool, w.clock, testkit.Logger(w.t), opts...)
 	require.NoError(w.t, ls.Add(listeners...))
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- ls.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		require.NoError(w.t, <-done)
-	})
-	w.t.Cleanup(stop)
-	return stop
+	wait = sync.OnceFunc(func() { require.NoError(w.t, <-done) })
+	w.t.Cleanup(func() { cancel(); wait() })
+	return cancel, wait
 }
 
 func quick(int) time.Duration { return 20 * time.Millisecond }
