@@ -82,8 +82,8 @@ func (c *connection) enqueueLocked(item outgoing, size int) {
 // flush writes until the queue is empty. There is at most one per socket, and
 // none while it is idle.
 //
-// It lets the others run first: on a busy machine the reply of a call and the
-// push of the same message then leave in one write.
+// It lets the others run first: what they have for the same socket then leaves in
+// one write.
 func (c *connection) flush() {
 	runtime.Gosched()
 	pooled, _ := writeBuffers.Get().(*[]byte)

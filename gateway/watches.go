@@ -48,7 +48,9 @@ type watchedPerson struct {
 // version is that of what all watchers were told last.
 func (p *watchedPerson) version() int64 { return int64(p.high)<<32 | int64(p.low) }
 
-func (p *watchedPerson) tell(version int64) { p.high, p.low = uint32(version>>32), uint32(version) }
+func (p *watchedPerson) setVersion(version int64) {
+	p.high, p.low = uint32(version>>32), uint32(version)
+}
 
 // watchLink is one watch. socket has pendingWatch set until it is known whether the
 // watcher may see the person, and doubtedWatch while all answers that are on their
@@ -208,7 +210,7 @@ func (w *watches) grant(l *watchList, key uuid.UUID, version int64) (outdated bo
 		return true
 	}
 	if s.links.at(p.first).next == 0 {
-		p.tell(version)
+		p.setVersion(version)
 	}
 	return false
 }
@@ -263,7 +265,7 @@ func (w *watches) tell(key uuid.UUID, version int64, visit func(*connection)) {
 	if version <= p.version() {
 		return
 	}
-	p.tell(version)
+	p.setVersion(version)
 	w.socketsMu.RLock()
 	defer w.socketsMu.RUnlock()
 	for link := p.first; link != 0; {
