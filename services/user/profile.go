@@ -114,6 +114,11 @@ func (s *Service) read(ctx context.Context, ids []uuid.UUID) ([]*userv1.User, er
 	if err != nil {
 		return nil, err
 	}
+	return inOrder(ids, profiles), nil
+}
+
+// inOrder lists profiles in the order of the ids.
+func inOrder(ids []uuid.UUID, profiles map[uuid.UUID]*userv1.User) []*userv1.User {
 	found := make([]*userv1.User, 0, len(profiles))
 	for _, id := range ids {
 		if p, ok := profiles[id]; ok {
@@ -121,7 +126,7 @@ func (s *Service) read(ctx context.Context, ids []uuid.UUID) ([]*userv1.User, er
 			delete(profiles, id) // asked for twice, told once
 		}
 	}
-	return found, nil
+	return found
 }
 
 // fetch asks auth for people whose event has not arrived and makes their profiles, as the event would.
@@ -152,8 +157,13 @@ func (s *Service) fetch(ctx context.Context, missing []string) ([]*userv1.User, 
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	// Read rather than made up from the accounts: the event may have come first after all.
-	return s.read(ctx, ids)
+	// Read rather than made up from the accounts: the event may have come first after all. From the table: the cache
+	// would share a load that began before the commit, and found nobody.
+	profiles, err := s.loadProfiles(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	return inOrder(ids, profiles), nil
 }
 
 // create makes a profile and emits user.created, both in tx. False: the person has one.
