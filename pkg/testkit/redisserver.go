@@ -91,7 +91,7 @@ func (r *RedisServer) start() error {
 	if err != nil {
 		return err
 	}
-	if err := s.await(func() error { return r.do(context.Background(), "PING") }); err != nil {
+	if err := s.await(func() error { return r.answersAs(s.cmd.Process.Pid) }); err != nil {
 		s.kill()
 		return err
 	}
@@ -152,6 +152,15 @@ func (r *RedisServer) freeze(s syscall.Signal) {
 	if err := signalProcess(r.server.cmd.Process, s); err != nil {
 		r.t.Errorf("pause or resume redis-server: %v", err)
 	}
+}
+
+// answersAs returns an error unless the server on the port is that process, and not another one that was faster to take it.
+func (r *RedisServer) answersAs(pid int) error {
+	info, err := r.ask(context.Background(), "INFO", "server")
+	if err == nil && !strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", pid)) {
+		err = fmt.Errorf("another process has port %d", r.port)
+	}
+	return err
 }
 
 // do runs one command on this node and wants no answer.

@@ -1,9 +1,10 @@
 package stack
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -72,15 +73,16 @@ func startRedisOnce(ctx context.Context, program, logPath, addr string, port int
 	if err != nil {
 		return nil, fmt.Errorf("start redis-server: %w", err)
 	}
-	ready := func() bool { return answersPing(ctx, addr) }
+	ready := func() bool { return answersAs(ctx, addr, child.pid) }
 	if err := child.await(ctx, "redis-server", ready, logPath); err != nil {
 		return nil, err
 	}
 	return child, nil
 }
 
-// answersPing asks by hand: no client needs to be linked for it.
-func answersPing(ctx context.Context, addr string) bool {
+// answersAs says whether the redis-server at addr is that process, and not another one that has the port. It asks by
+// hand: no client needs to be linked for it.
+func answersAs(ctx context.Context, addr string, pid int) bool {
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -88,10 +90,14 @@ func answersPing(ctx context.Context, addr string) bool {
 	}
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+	if _, err := conn.Write([]byte("INFO server\r\n")); err != nil {
 		return false
 	}
-	answer := make([]byte, len("+PONG\r\n"))
-	n, err := conn.Read(answer)
-	return err == nil && bytes.HasPrefix(answer[:n], []byte("+PONG"))
+	// One answer, "$LENGTH", then lines of NAME:VALUE. Whatever else the port says ends by the deadline.
+	for lines := bufio.NewScanner(io.LimitReader(conn, 16<<10)); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "process_id:"); ok {
+			return value == strconv.Itoa(pid)
+		}
+	}
+	return false
 }
