@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -92,6 +93,13 @@ func (w plainWorld) rows(s *send) (rows []map[string]any) {
 	return rows
 }
 
+// touched tells whether the conversation's row was ever locked or changed since it was written.
+func (w plainWorld) touched(s *send) (touched bool) {
+	w.t.Helper()
+	require.NoError(w.t, w.db.QueryRow(w.t.Context(), "SELECT xmax <> '0' FROM conversation WHERE id = $1", s.conversationID).Scan(&touched))
+	return touched
+}
+
 func (w plainWorld) outboxRow(s *send) outbox.Row {
 	return outbox.Row{ID: s.conversationID, CreatedAt: w.clock.Now(), Envelopes: []byte("envelopes")}
 }
@@ -151,6 +159,22 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 		{"NotAllowedTheOtherWay", func(w plainWorld, s *send) {
 			require.NoError(w.t, w.db.QueryRow(w.t.Context(), "SELECT direct_high FROM conversation WHERE id = $1", s.conversationID).Scan(&s.key.sender))
 		}, false, outcomeNotAllowed},
+		{"BringsAnAnswer", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
+			s.permission = &permission{at: w.clock.Now(), version: 3, low: true}
+		}, true, outcomeAppended},
+		{"BringsADenial", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
+			s.permission = &permission{at: w.clock.Now(), version: 3, high: true}
+		}, false, outcomeNotAllowed},
+		{"BringsAnOutdatedAnswer", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
+			s.permission = &permission{at: w.clock.Now(), version: 2, low: true}
+		}, false, outcomeStale},
+		{"BringsAnOldAnswer", func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
+			s.permission = &permission{at: w.clock.Now().Add(-permissionLife), version: 3, low: true}
+		}, false, outcomeStale},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -165,11 +189,21 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 			want, err := w.appender.appendAll(t.Context(), []*send{general}, w.outboxRow(general))
 			require.NoError(t, err)
 			require.Equal(t, c.outcome, want[0].outcome)
-			got, appended, err := w.appender.appendPlain(t.Context(), short, w.outboxRow(short))
+			got, known, err := w.appender.appendOne(t.Context(), short, w.outboxRow(short))
 			require.NoError(t, err)
-			require.Equal(t, c.plain, appended)
-			if !appended {
+			asks := c.outcome == outcomeStale && short.permission == nil
+			require.Equal(t, c.plain || asks, known)
+			if !c.plain {
 				require.Equal(t, before, w.rows(short), "nothing is written")
+			}
+			if asks {
+				require.Equal(t, outcomeStale, got.outcome)
+				require.Equal(t, [16]byte(short.key.sender), [16]byte(*got.low))
+				require.EqualValues(t, 2, got.high[0])
+				require.EqualValues(t, 3, got.permissionVersion)
+				require.False(t, w.touched(short), "what waits for privacy waits for no disk")
+			}
+			if !c.plain {
 				return
 			}
 			require.Equal(t, verdict{
@@ -180,4 +214,34 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 			require.Equal(t, w.rows(general), w.rows(short))
 		})
 	}
+}
+
+// Between its two statements somebody else may store privacy's answer. The second would then append without the lock
+// that the first did not take.
+func TestNothingIsAppendedWithoutTheLock(t *testing.T) {
+	t.Parallel()
+	w := newPlainWorld(t)
+	s := w.direct()
+	stale := w.clock.Now().Add(-permissionLife)
+	w.exec("UPDATE conversation SET checked_at = NULL WHERE id = $1", s.conversationID)
+	before := w.rows(s)
+
+	tx, err := w.db.Begin(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	locked, err := tx.Exec(t.Context(), lockConversationSQL, s.conversationID, stale)
+	require.NoError(t, err)
+	require.Zero(t, locked.RowsAffected())
+	w.exec("UPDATE conversation SET checked_at = $2 WHERE id = $1", s.conversationID, w.clock.Now())
+	row := w.outboxRow(s)
+	appended, err := tx.Exec(t.Context(), appendOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, s.hash, s.body,
+		w.clock.Now(), stale, int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
+	require.NoError(t, err)
+	require.Zero(t, appended.RowsAffected())
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, before, w.rows(s))
+
+	_, known, err := w.appender.appendOne(t.Context(), s, row)
+	require.NoError(t, err)
+	require.True(t, known, "and the next try takes it")
 }

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
 
-// The statements of a group commit, in their order, and the two of a single send.
+// The statements of a group commit, in their order, and those of a single send.
 // What they promise is written in them.
 var (
 	//go:embed batch/conversations.sql
@@ -34,6 +35,8 @@ var (
 	lockConversationSQL string
 	//go:embed batch/append_one.sql
 	appendOneSQL string
+	//go:embed batch/stale_one.sql
+	staleOneSQL string
 )
 
 const (
@@ -126,24 +129,47 @@ func (a *appender) once(ctx context.Context, sends []*send) ([]verdict, error) {
 // transact stores what may be stored of sends.
 func (a *appender) transact(ctx context.Context, sends []*send, row outbox.Row) ([]verdict, error) {
 	if len(sends) == 1 {
-		v, appended, err := a.appendPlain(ctx, sends[0], row)
-		if err != nil || appended {
+		v, known, err := a.appendOne(ctx, sends[0], row)
+		if err != nil || known {
 			return []verdict{v}, err
 		}
-		// Nothing was written. Why, and whether it is so, is for the general statements
-		// to say: the state may have changed meanwhile.
 	}
 	return a.appendAll(ctx, sends, row)
+}
+
+// appendOne stores a plain single send, or says that privacy has to be asked first:
+// one of the two is what most are, and neither needs the general statements. For all
+// others nothing is known. Why, and whether it is so, is for those to say: the state
+// may have changed meanwhile.
+func (a *appender) appendOne(ctx context.Context, s *send, row outbox.Row) (v verdict, known bool, err error) {
+	v, appended, err := a.appendPlain(ctx, s, row)
+	if err != nil || appended || s.permission != nil {
+		return v, appended, err
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(staleOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, a.clock.Now().Add(-permissionLife))
+	return a.runOne(ctx, batch)
 }
 
 // appendPlain appends a single send against which nothing is to be said, in a
 // transaction like that of appendAll. It leaves all other cases alone.
 func (a *appender) appendPlain(ctx context.Context, s *send, row outbox.Row) (v verdict, appended bool, err error) {
 	now := a.clock.Now()
+	stale := now.Add(-permissionLife)
 	batch := &pgx.Batch{}
-	batch.Queue(lockConversationSQL, s.conversationID)
+	if s.permission == nil {
+		batch.Queue(lockConversationSQL, s.conversationID, stale)
+	} else {
+		batch.Queue(lockConversationsSQL, []uuid.UUID{s.conversationID})
+		queuePermissions(batch, []*send{s})
+	}
 	batch.Queue(appendOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, s.hash, s.body,
-		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
+		now, stale, int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
+	return a.runOne(ctx, batch)
+}
+
+// runOne is run where there is one verdict or none.
+func (a *appender) runOne(ctx context.Context, batch *pgx.Batch) (v verdict, known bool, err error) {
 	verdicts, err := a.run(ctx, batch, 1)
 	if err != nil || len(verdicts) == 0 {
 		return verdict{}, false, err
@@ -164,6 +190,7 @@ func (a *appender) appendAll(ctx context.Context, sends []*send, row outbox.Row)
 
 	batch := &pgx.Batch{}
 	batch.Queue(lockConversationsSQL, conversations)
+	queuePermissions(batch, sends)
 	batch.Queue(lockMembersSQL, conversations, senders)
 	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
@@ -211,31 +238,36 @@ func scanVerdict(row pgx.CollectableRow) (v verdict, err error) {
 	return v, err
 }
 
-// permission is privacy's answer for the two directions of a conversation.
+// permission is privacy's answer for the two directions of a conversation, which the
+// sends that waited for it bring along.
 type permission struct {
-	conversationID uuid.UUID
-	version        int64 // permission_version when asked
-	low, high      bool  // may the lower person write to the higher, and back
+	at        time.Time // when it was asked for, or a little before
+	version   int64     // permission_version when asked
+	low, high bool      // may the lower person write to the higher, and back
 }
 
-// permit stores answers that were asked for at the given time. One whose
-// conversation was marked stale since is not stored.
-func (a *appender) permit(ctx context.Context, at time.Time, answers []permission) error {
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
-	n := len(answers)
-	ids, versions := make([]uuid.UUID, n), make([]int64, n)
-	lows, highs := make([]bool, n), make([]bool, n)
-	for i, p := range answers {
-		ids[i], versions[i], lows[i], highs[i] = p.conversationID, p.version, p.low, p.high
+// queuePermissions stores the answers that sends bring along, in their transaction: it
+// costs no commit of its own. One whose conversation was marked stale since the question
+// is not stored, and the send found stale again.
+func queuePermissions(batch *pgx.Batch, sends []*send) {
+	var ids []uuid.UUID
+	var versions []int64
+	var lows, highs []bool
+	var at time.Time
+	for _, s := range sends {
+		p := s.permission
+		if p == nil || slices.Contains(ids, s.conversationID) { // they waited for one answer
+			continue
+		}
+		ids, versions = append(ids, s.conversationID), append(versions, p.version)
+		lows, highs = append(lows, p.low), append(highs, p.high)
+		if at.IsZero() || p.at.Before(at) {
+			at = p.at
+		}
 	}
-	batch := &pgx.Batch{}
-	batch.Queue(lockConversationsSQL, ids)
-	batch.Queue(permissionsSQL, ids, versions, lows, highs, at)
-	if err := a.db.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("store permission state: %w", err)
+	if len(ids) > 0 {
+		batch.Queue(permissionsSQL, ids, versions, lows, highs, at)
 	}
-	return nil
 }
 
 // lostRace says that the transaction was rolled back because of another one, and

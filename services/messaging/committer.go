@@ -233,6 +233,7 @@ func (c *committer) park(ctx context.Context, sends []*send, verdicts []verdict,
 			c.parked[s.conversationID] = p
 		}
 		s.tries++
+		s.permission = nil
 		p.sends = append(p.sends, s)
 	}
 	c.queue.held += len(stale)
@@ -257,12 +258,14 @@ func (c *committer) check(ctx context.Context) {
 			return
 		}
 		c.queue.mu.Unlock()
-		c.release(ctx, open, c.ask(ctx, open))
+		answers, err := c.ask(ctx, open)
+		c.release(ctx, open, answers, err)
 	}
 }
 
-// ask gets and stores privacy's answers. The time counts from before the question.
-func (c *committer) ask(ctx context.Context, open []*parking) error {
+// ask gets privacy's answers, one for each of open. The time counts from before the
+// question.
+func (c *committer) ask(ctx context.Context, open []*parking) ([]permission, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	at := c.appender.clock.Now()
@@ -272,29 +275,35 @@ func (c *committer) ask(ctx context.Context, open []*parking) error {
 	}
 	allowed, err := c.permissions.CheckBatch(ctx, checks)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(allowed) != len(checks) {
-		return errUnanswered
+		return nil, errUnanswered
 	}
 	answers := make([]permission, len(open))
 	for i, p := range open {
-		answers[i] = permission{conversationID: p.conversationID, version: p.version, low: allowed[2*i], high: allowed[2*i+1]}
+		answers[i] = permission{at: at, version: p.version, low: allowed[2*i], high: allowed[2*i+1]}
 	}
-	return c.appender.permit(ctx, at, answers)
+	return answers, nil
 }
 
-// release puts the sends of answered conversations back to the front, or fails
-// them when privacy is away: that is neither a refusal nor a permission.
-func (c *committer) release(ctx context.Context, open []*parking, err error) {
+// release puts the sends of answered conversations back to the front with their
+// answers, or fails them when privacy is away: that is neither a refusal nor a
+// permission.
+func (c *committer) release(ctx context.Context, open []*parking, answers []permission, err error) {
 	if err != nil {
 		c.log.WarnContext(ctx, "permissions are not known", "conversations", len(open), "error", err)
 	}
 	c.queue.mu.Lock()
 	var sends []*send
-	for _, p := range open {
+	for i, p := range open {
 		delete(c.parked, p.conversationID)
-		sends = append(sends, p.sends...)
+		for _, s := range p.sends {
+			if err == nil {
+				s.permission = &answers[i]
+			}
+			sends = append(sends, s)
+		}
 	}
 	if err == nil {
 		// Under the lock: a send that is taken from now on must not overtake these.

@@ -71,9 +71,10 @@ type send struct {
 	span           trace.SpanContext
 	abandoned      <-chan struct{} // the caller has gone
 
-	tries     int     // how often its permission was asked for
-	followers []*send // same key, came while this one was in the same batch
-	done      chan answer
+	permission *permission // privacy's answer, which its transaction stores; nil: not asked
+	tries      int         // how often its permission was asked for
+	followers  []*send     // same key, came while this one was in the same batch
+	done       chan answer
 }
 
 // contentHash covers all that makes two sends of one id the same. It is made of
