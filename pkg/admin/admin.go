@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -158,7 +159,8 @@ func (c *check) result(ctx context.Context) (err error, bars bool) { //nolint:re
 	return c.err, c.err != nil && (c.need == Always || !c.once)
 }
 
-// Handler serves /livez, /readyz, /metrics, /debug/pprof/ and the pages of Handle.
+// Handler serves /livez, /readyz, /metrics, /debug/pprof/, /debug/memory/release and the
+// pages of Handle.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -178,7 +180,15 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("POST /debug/memory/release", releaseMemory)
 	return mux
+}
+
+// releaseMemory collects garbage and gives everything free back to the system: what is
+// resident then is what the process needs.
+func releaseMemory(w http.ResponseWriter, _ *http.Request) {
+	debug.FreeOSMemory()
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {

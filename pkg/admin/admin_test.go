@@ -95,8 +95,8 @@ func TestServe(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 
-	get := func(path string) (int, []byte) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String()+path, nil)
+	ask := func(method, path string) (int, []byte) {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+l.Addr().String()+path, nil)
 		require.NoError(t, err)
 		resp, err := client.Do(req)
 		require.NoError(t, err)
@@ -106,6 +106,7 @@ func TestServe(t *testing.T) {
 		return resp.StatusCode, body
 	}
 
+	get := func(path string) (int, []byte) { return ask(http.MethodGet, path) }
 	code, _ := get("/livez")
 	require.Equal(t, 200, code)
 	code, _ = get("/readyz")
@@ -118,6 +119,10 @@ func TestServe(t *testing.T) {
 	require.Equal(t, map[string]string{"postgres": "ok"}, status.Checks)
 	code, _ = get("/debug/pprof/goroutine?debug=1")
 	require.Equal(t, 200, code)
+	code, _ = get("/debug/memory/release")
+	require.Equal(t, 405, code)
+	code, _ = ask(http.MethodPost, "/debug/memory/release")
+	require.Equal(t, 204, code)
 
 	cancel()
 	require.NoError(t, <-served)

@@ -2,11 +2,14 @@ package lifecycle
 
 import (
 	"context"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/parleychat/parley/pkg/clock"
 )
 
 const (
@@ -26,6 +29,10 @@ const (
 	calmTime   = 10 * time.Second
 	calmBytes  = heapRoom / 4
 	spareBytes = heapRoom / 4
+	// giveBackEvery is the least time from one giving back to the next. A gateway that
+	// is calm but not idle makes garbage all the time, and for all that it holds a
+	// collection takes a CPU for as long as its clients notice.
+	giveBackEvery = time.Minute
 )
 
 // TuneCollector makes the room between two garbage collections follow what the
@@ -96,10 +103,15 @@ func (t *collectorTuner) room() uint64 {
 	return uint64(min(max(perSecond, heapRoom), mostRoom))
 }
 
-// giveBack returns free memory to the system in calm times.
+// giveBack returns free memory to the system in calm times. The processes of a machine
+// that began together each look at a moment of their own.
 func giveBack(ctx context.Context) {
+	if !clock.Pause(ctx, rand.N(calmTime)) {
+		return
+	}
 	ticker := time.NewTicker(calmTime)
 	defer ticker.Stop()
+	var given time.Time
 	now := samples("/gc/heap/allocs:bytes", "/memory/classes/heap/free:bytes")
 	var before uint64
 	for {
@@ -110,8 +122,10 @@ func giveBack(ctx context.Context) {
 		}
 		metrics.Read(now)
 		allocated, free := now[0].Value.Uint64(), now[1].Value.Uint64()
-		if allocated-before < calmBytes && free+garbage() > spareBytes {
+		calm := allocated-before < calmBytes && free+garbage() > spareBytes
+		if calm && time.Since(given) >= giveBackEvery {
 			debug.FreeOSMemory()
+			given = time.Now()
 		}
 		before = allocated
 	}

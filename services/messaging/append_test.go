@@ -1,7 +1,6 @@
 package messaging
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -228,7 +227,7 @@ func TestNothingIsAppendedWithoutTheLock(t *testing.T) {
 
 	tx, err := w.db.Begin(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	defer func() { _ = tx.Rollback(t.Context()) }()
 	locked, err := tx.Exec(t.Context(), lockConversationSQL, s.conversationID, stale)
 	require.NoError(t, err)
 	require.Zero(t, locked.RowsAffected())

@@ -206,10 +206,10 @@ func (c *course) step(ctx context.Context) error {
 		}
 	}
 	c.board.enter("settle")
-	if err := c.watched.collect(ctx); err != nil { // before the pause: what is free is given back in it
+	if err := sleepUntil(ctx, time.Now().Add(c.o.Settle)); err != nil {
 		return err
 	}
-	if err := sleepUntil(ctx, time.Now().Add(c.o.Settle)); err != nil {
+	if err := c.watched.release(ctx); err != nil {
 		return err
 	}
 	usage, err := c.watched.sample(ctx, true)

@@ -158,28 +158,32 @@ func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
 }
 
 func (w *watched) get(ctx context.Context, url string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	return w.ask(ctx, http.MethodGet, url, http.StatusOK)
+}
+
+func (w *watched) ask(ctx context.Context, method, url string, want int) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
+		return nil, fmt.Errorf("%s %s: %w", method, url, err)
 	}
 	res, err := w.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
+		return nil, fmt.Errorf("%s %s: %w", method, url, err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		return nil, errors.Join(fmt.Errorf("read %s: status %d", url, res.StatusCode), err)
+	if err != nil || res.StatusCode != want {
+		return nil, errors.Join(fmt.Errorf("%s %s: status %d", method, url, res.StatusCode), err)
 	}
 	return body, nil
 }
 
-// collect asks every admin port to collect its garbage, so that the memory after it is
+// release asks every admin port to give back what is free, so that the memory after it is
 // what is in use.
-func (w *watched) collect(ctx context.Context) error {
+func (w *watched) release(ctx context.Context) error {
 	for _, url := range w.metrics {
 		for range 2 { // the second one frees what the first has finalised
-			if _, err := w.get(ctx, url+"/debug/pprof/heap?gc=1"); err != nil {
+			if _, err := w.ask(ctx, http.MethodPost, url+"/debug/memory/release", http.StatusNoContent); err != nil {
 				return err
 			}
 		}

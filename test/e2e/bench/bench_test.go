@@ -31,10 +31,12 @@ const (
 // What is to be reached. The yardstick has no features: to carry messages for what it costs there, with a seventh
 // more where the neighbours of the machine were loud, is the goal. See docs/performance.md.
 const (
-	leastRate      = 0.87 // times the yardstick's messages a second
-	mostCPU        = 1.15 // times its CPU seconds per message
-	mostDelay      = 2.1  // times its p99 at 500 messages a second
-	leastConnects  = 0.66 // times its connects a second: 5,000 of the 7,600 of a server on the centrifuge library; it looks at no token
+	leastRate = 0.87 // times the yardstick's messages a second
+	mostCPU   = 1.15 // times its CPU seconds per message
+	mostDelay = 2.1  // times its p99 at 500 messages a second
+	// Times its connects a second; it looks at no token. 5,000 are wanted where the server on the centrifuge library has
+	// 7,600, which is 0.66, and that one has 0.68 of the yardstick's (besideReference prints both).
+	leastConnects  = 0.45
 	mostBytes      = 10 << 10
 	leastGoodput   = 0.8 // of the peak, when three times the peak is asked for
 	mostRefusalP99 = 250.0
