@@ -63,6 +63,7 @@ type SocketConfig struct {
 	FrameRate      float64       `env:"FRAME_RATE" default:"50" min:"0.1" doc:"Frames a second of one socket"`
 	FrameBurst     int           `env:"FRAME_BURST" default:"200" min:"1"`
 	OpenCalls      int           `env:"OPEN_CALLS" default:"32" min:"1" doc:"Calls of one socket at once"`
+	LaneWait       time.Duration `env:"LANE_WAIT" default:"1s" min:"1ms" doc:"Time in a lane after which it takes no further call"`
 	CallTimeout    time.Duration `env:"CALL_TIMEOUT" default:"10s" min:"10ms" doc:"Deadline of a call that names none"`
 	MaxCallTimeout time.Duration `env:"MAX_CALL_TIMEOUT" default:"30s" min:"10ms" doc:"Longest deadline that a client may ask for"`
 

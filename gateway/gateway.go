@@ -91,9 +91,9 @@ type Gateway struct {
 	presence   *presenceDesk
 	workers    *workers
 
-	// tooManyCalls is what a call beyond a socket's bound is told: made once, and never
-	// changed.
-	tooManyCalls *realtimev1.Error
+	// tooManyCalls is what a call beyond a socket's bound is told, and laneBehind one
+	// whose lane is too slow: made once, and never changed.
+	tooManyCalls, laneBehind *realtimev1.Error
 
 	draining atomic.Bool
 	disputed atomic.Int64 // when an operator was last warned of a wrong clock
@@ -118,7 +118,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 		verifier: deps.Verifier, revocations: deps.Revocations, pages: deps.Pages,
 		tracer: otel.Tracer(scope), meter: meter, propagator: otel.GetTextMapPropagator(),
 		base: context.WithoutCancel(ctx), start: time.Now(),
-		metrics: metrics, admission: admission, tooManyCalls: toError(errTooManyCalls(cfg.Socket.OpenCalls)),
+		metrics: metrics, admission: admission,
+		tooManyCalls: toError(errTooManyCalls(cfg.Socket.OpenCalls)), laneBehind: toError(errLaneBehind(cfg.Socket.LaneWait)),
 		errors: connect.NewErrorWriter(),
 		wheel:  newWheel(cfg.Socket.WheelTick),
 		hub:    newHub(cfg.Limits.UserSockets),

@@ -31,6 +31,7 @@ type pending struct {
 	id      uint32
 	route   *route
 	lane    string
+	since   time.Duration // when it came, for those who wait in a lane; since Gateway.start
 	request []byte
 	watch   *watchRequest // instead of route and request
 	token   string
@@ -57,6 +58,13 @@ func (o *openCalls) start(p *pending, cancel cancelFunc) (runNow bool) {
 	}
 	o.lanes[p.lane] = nil
 	return true
+}
+
+// behind says that a call of the lane has waited for so long that another one would only
+// wait longer.
+func (o *openCalls) behind(lane string, now, patience time.Duration) bool {
+	waiting := o.lanes[lane]
+	return len(waiting) > 0 && now-waiting[0].since > patience
 }
 
 // done forgets a call and gives its cancel function.
@@ -149,6 +157,10 @@ func (c *connection) admit(p *pending, timeoutMs uint32) (runNow bool, refusal *
 	if len(c.calls.open) >= c.gw.cfg.Socket.OpenCalls {
 		return false, c.gw.tooManyCalls
 	}
+	p.since = c.gw.now()
+	if p.watch == nil && c.calls.behind(p.lane, p.since, c.gw.cfg.Socket.LaneWait) {
+		return false, c.gw.laneBehind
+	}
 	var cancel cancelFunc
 	p.ctx, cancel = context.WithTimeout(c.gw.base, c.gw.callTimeout(timeoutMs))
 	return c.calls.start(p, cancel), nil
@@ -159,6 +171,14 @@ const callRetry = 100 * time.Millisecond
 
 func errTooManyCalls(limit int) *connect.Error {
 	return errRateLimited(callRetry, "more than %d calls at once", limit)
+}
+
+// laneRetry is what a client is told to wait whose lane is behind.
+const laneRetry = time.Second
+
+func errLaneBehind(patience time.Duration) *connect.Error {
+	return rpc.WithRetryAfter(rpc.Error(connect.CodeResourceExhausted, errorv1.Reason_REASON_OVERLOADED,
+		"calls of this lane wait for more than %s already", patience), laneRetry)
 }
 
 func errRateLimited(wait time.Duration, format string, args ...any) *connect.Error {

@@ -184,6 +184,52 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	require.Equal(t, uint32(5), c.receive().GetId())
 }
 
+// A lane that does not keep up takes no further call, however few are open: to have them wait would only make the
+// answers late. Other lanes go on, and so does this one when it has caught up.
+func TestLaneThatIsBehindTakesNoMore(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	w := newWorld(t, func(s *setup) {
+		s.cfg.Socket.LaneWait = time.Millisecond
+		s.backend.send = func(_ context.Context, r *messagingv1.SendMessageRequest) (*messagingv1.SendMessageResponse, error) {
+			if r.GetText() == "slow" {
+				<-release
+			}
+			return &messagingv1.SendMessageResponse{}, nil
+		}
+	})
+	c := w.connect(newPerson(), SubprotocolJSON)
+	c.sendMessage(1, "a", "slow")
+	c.sendMessage(2, "a", "waits")
+	id := uint32(3)
+	var refused *realtimev1.ServerFrame
+	for ; refused == nil; id += 2 { // until the one that waits has waited long enough
+		c.sendMessage(id, "a", "behind it")
+		c.sendMessage(id+1, "b", "beside it")
+		reply := c.receive()
+		if reply.GetId() == id {
+			refused = reply
+			reply = c.receive()
+		}
+		require.Equal(t, id+1, reply.GetId())
+		require.NotNil(t, reply.GetReply().GetResponse())
+	}
+	require.Equal(t, "resource_exhausted", refused.GetReply().GetError().GetCode())
+	require.Equal(t, errorv1.Reason_REASON_OVERLOADED, refused.GetReply().GetError().GetInfo().GetReason())
+	require.Positive(t, refused.GetReply().GetError().GetInfo().GetRetryAfter().AsDuration())
+	close(release)
+	for waiting := uint32(1); waiting < id-2; waiting++ {
+		if waiting > 2 && waiting%2 == 0 {
+			continue // of the other lane, answered above
+		}
+		reply := c.receive()
+		require.Equal(t, waiting, reply.GetId())
+		require.NotNil(t, reply.GetReply().GetResponse(), "whoever was taken in is served")
+	}
+	c.sendMessage(id, "a", "again")
+	require.NotNil(t, c.receive().GetReply().GetResponse())
+}
+
 func TestCallHasADeadline(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(s *setup) {
