@@ -88,6 +88,7 @@ return 1`)
 // claimScript takes people who are due, and makes them due again at a later moment
 // in case whoever took them dies. It answers person by person: id, and the fields of
 // its hash as they were; c is that somebody took this one before and did not settle.
+// A hash that is there already ends by itself: the report that made it saw to that.
 //
 // Keys: due. Arguments: now, the later moment, how many, prefix of people, TTL of
 // the roll.
@@ -96,9 +97,10 @@ local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, 
 local out, later = {}, {}
 for _, user in ipairs(users) do
   local key = ARGV[4] .. user
-  out[#out+1] = {user, redis.call('HGETALL', key)}
+  local fields = redis.call('HGETALL', key)
+  out[#out+1] = {user, fields}
   redis.call('HSET', key, 'c', '1')
-  redis.call('PEXPIRE', key, ARGV[5])
+  if #fields == 0 then redis.call('PEXPIRE', key, ARGV[5]) end
   later[#later+1] = ARGV[2]
   later[#later+1] = user
 end
@@ -113,12 +115,14 @@ return out`)
 //
 //nolint:dupword // Lua ends its blocks by words
 var settleScript = rueidis.NewLuaScript(`
-local done = {}
-for i = 3, #ARGV, 3 do
-  local user, again, left = ARGV[i], ARGV[i+1], ARGV[i+2]
+local users, done = {}, {}
+for i = 3, #ARGV, 3 do users[#users+1] = ARGV[i] end
+local scores = redis.call('ZMSCORE', KEYS[1], unpack(users))
+for i, user in ipairs(users) do
+  local again, left = ARGV[3*i+1], ARGV[3*i+2]
   local key = ARGV[1] .. user
-  local score = redis.call('ZSCORE', KEYS[1], user)
-  if score and tonumber(score) == tonumber(ARGV[2]) then
+  local score = scores[i] and tonumber(scores[i])
+  if score and score == tonumber(ARGV[2]) then
     if again == '' then
       redis.call('HDEL', key, 'c', 'l')
       done[#done+1] = user
@@ -127,7 +131,7 @@ for i = 3, #ARGV, 3 do
       redis.call('HSET', key, 'l', left)
       redis.call('ZADD', KEYS[1], again, user)
     end
-  elseif score and tonumber(score) == 0 then
+  elseif score == 0 then
     redis.call('HDEL', key, 'c')
   end
 end
