@@ -25,14 +25,11 @@ const (
 
 	// calmTime is how long a process is calm before it gives back the room that it
 	// does not use; calm is to allocate less than calmBytes in it. Giving back costs
-	// a collection, and less than spareBytes are not worth one.
-	calmTime   = 10 * time.Second
-	calmBytes  = heapRoom / 4
+	// a collection, and less than spareBytes are not worth one: for all that a gateway
+	// holds it takes a CPU for as long as clients notice.
+	calmTime   = time.Minute
+	calmBytes  = heapRoom
 	spareBytes = heapRoom / 4
-	// giveBackEvery is the least time from one giving back to the next. A gateway that
-	// is calm but not idle makes garbage all the time, and for all that it holds a
-	// collection takes a CPU for as long as its clients notice.
-	giveBackEvery = time.Minute
 )
 
 // TuneCollector makes the room between two garbage collections follow what the
@@ -111,7 +108,6 @@ func giveBack(ctx context.Context) {
 	}
 	ticker := time.NewTicker(calmTime)
 	defer ticker.Stop()
-	var given time.Time
 	now := samples("/gc/heap/allocs:bytes", "/memory/classes/heap/free:bytes")
 	var before uint64
 	for {
@@ -122,10 +118,8 @@ func giveBack(ctx context.Context) {
 		}
 		metrics.Read(now)
 		allocated, free := now[0].Value.Uint64(), now[1].Value.Uint64()
-		calm := allocated-before < calmBytes && free+garbage() > spareBytes
-		if calm && time.Since(given) >= giveBackEvery {
+		if allocated-before < calmBytes && free+garbage() > spareBytes {
 			debug.FreeOSMemory()
-			given = time.Now()
 		}
 		before = allocated
 	}

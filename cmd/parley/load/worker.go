@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -122,6 +123,7 @@ func (w *worker) obey(ctx context.Context, o order) *outcome {
 		done.Connected = &c
 	case "prepare":
 		err = r.prepare(ctx)
+		runtime.GC() // of what came before, or it would be in the measured time
 	case "watch":
 		err = r.watchAll(ctx)
 	case "run":
