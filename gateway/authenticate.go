@@ -139,7 +139,9 @@ func (c *connection) renew(id uint32, raw string) {
 	case claims.UserID != c.user || claims.SessionID != c.session:
 		c.end(closeUnauthentic, "TOKEN_INVALID")
 	default:
-		c.token = raw
+		c.mu.Lock()
+		c.token = raw // for the calls that wait in lanes, too
+		c.mu.Unlock()
 		c.expires.Store(claims.ExpiresAt.Unix())
 		c.greet(id, claims)
 	}

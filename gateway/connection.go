@@ -37,8 +37,9 @@ type connection struct {
 	// Links of the hub's lists, under its locks.
 	nextOfUser, nextOfSession *connection
 
+	// token is changed by the reader alone, under mu: others who read it hold that.
+	token string
 	// Of the reader alone.
-	token  string
 	bucket bucket
 
 	// heard is when the client last gave a sign of life, since Gateway.start.

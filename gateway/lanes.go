@@ -219,6 +219,9 @@ func (c *connection) answered(p *pending, frame []byte, k kind) *pending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := c.calls.next(p)
+	if next != nil {
+		next.token = c.token // the one that it came with may have expired in the lane
+	}
 	if c.draining && len(c.calls.open) == 0 {
 		c.endLocked(closeRestart, comeBack(c.gw.spread(c.gw.cfg.Socket.DrainReconnect)), false)
 	}

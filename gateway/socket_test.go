@@ -347,6 +347,36 @@ func TestExpiryAndRenewal(t *testing.T) {
 	require.Equal(t, "TOKEN_EXPIRED", closed.Text)
 }
 
+// A call that waits in its lane is made with the token that the socket has by then.
+func TestRenewalReachesTheLanes(t *testing.T) {
+	t.Parallel()
+	fake := clock.NewFake(time.Now())
+	release := make(chan struct{})
+	w := newWorld(t, func(s *setup) {
+		s.clock = fake
+		s.backend.send = func(_ context.Context, r *messagingv1.SendMessageRequest) (*messagingv1.SendMessageResponse, error) {
+			if r.GetText() == "slow" {
+				<-release
+			}
+			return &messagingv1.SendMessageResponse{}, nil
+		}
+	})
+	p := newPerson()
+	c := w.connect(p, SubprotocolProto)
+	c.sendMessage(2, "a", "slow")
+	c.sendMessage(3, "a", "waits")
+	fake.Advance(50 * time.Minute)
+	c.authenticate(4, w.token(p, time.Hour))
+	require.NotNil(t, c.receive().GetWelcome())
+	fake.Advance(50 * time.Minute)
+	close(release)
+	for id := uint32(2); id <= 3; id++ {
+		reply := c.receive()
+		require.Equal(t, id, reply.GetId())
+		require.NotNil(t, reply.GetReply().GetResponse(), reply)
+	}
+}
+
 func TestSilentClientIsDead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(s *setup) {

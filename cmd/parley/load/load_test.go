@@ -225,8 +225,8 @@ func testRenewed(t *testing.T, s *system) {
 	}
 	o := s.options(0)
 	o.UsersFile, o.Duration = filepath.Join(t.TempDir(), "short.jsonl"), 12*time.Second
-	// At a rate: pairs that take turns may be quicker than a gateway lets one socket be.
-	o.Mode, o.Rate = modeOpen, 200
+	// At a rate that a busy machine keeps up with: a lane that is behind refuses, which is an error here.
+	o.Mode, o.Rate = modeOpen, 40
 	require.NoError(t, crowd.Write(o.UsersFile, people, mint))
 	r := runLoad(t, o, plant{})
 	require.Empty(t, r.Violations, r.Told)
