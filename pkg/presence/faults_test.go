@@ -105,6 +105,36 @@ func TestASecondLeaveIsNotTheFirst(t *testing.T) {
 	})
 }
 
+// What stands in the roll ends by itself, should everybody who looks after it be gone: also what is noted of somebody
+// who has just left.
+func TestTheRollEnds(t *testing.T) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, redis rueidis.Client) {
+		roster := presence.NewRoster(redis)
+		g := newGateway(t, redis, nil, time.Minute)
+		anna := uuid.New()
+		ends := func(when string) {
+			t.Helper()
+			left, err := redis.Do(t.Context(), redis.B().Pttl().Key(key(anna, "user:"+anna.String())).Build()).AsInt64()
+			require.NoError(t, err)
+			require.Positive(t, left, when)
+		}
+		g.set(anna, device(realtimev1.DeviceKind_DEVICE_KIND_MOBILE))
+		c := claim(t, roster, anna, noon)
+		ends("claimed")
+		settle(t, roster, c, time.Time{})
+		ends("settled")
+		g.set(anna)
+		c = claim(t, roster, anna, noon)
+		ends("claimed, of whom nothing is known")
+		c.LeftAt = noon
+		settle(t, roster, c, noon.Add(30*time.Second))
+		ends("looked at again later")
+		claim(t, roster, anna, noon.Add(31*time.Second))
+		ends("looked at again")
+	})
+}
+
 // Of a cluster one node dies: what stands on the others is kept up and looked at.
 func TestADeadNodeConcernsItsOwnShards(t *testing.T) {
 	t.Parallel()

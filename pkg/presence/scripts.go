@@ -110,6 +110,9 @@ return out`)
 // settleScript ends claims. Who has changed since it was taken (0) stays due; who
 // was taken by somebody else meanwhile is theirs.
 //
+// A hash never becomes empty before something new is in it: it would begin anew, without
+// an end.
+//
 // Keys: due. Arguments: prefix of people, the moment of the claim, then by turns
 // person, when to look again (empty: not), and since when nobody is connected.
 //
@@ -127,8 +130,8 @@ for i, user in ipairs(users) do
       redis.call('HDEL', key, 'c', 'l')
       done[#done+1] = user
     else
-      redis.call('HDEL', key, 'c')
       redis.call('HSET', key, 'l', left)
+      redis.call('HDEL', key, 'c')
       redis.call('ZADD', KEYS[1], again, user)
     end
   elseif score == 0 then

@@ -152,7 +152,7 @@ func (c cluster) arguments(port int) []string {
 		// that containers give to /dev/shm are not needed.
 		"dynamic_shared_memory_type": "mmap",
 		// A killed server replays what was written since the last checkpoint before anybody is served. With the default
-		// of five minutes the fault runs saw 450 MB, and recoveries of 26 s on two busy CPUs; with this 4 s at most.
+		// of five minutes the fault runs saw 450 MB, and recoveries of 26 s on two busy CPUs; with this 7 s at most.
 		"checkpoint_timeout": "1min",
 	}
 	if len(c.data()) > socketPathMax {
