@@ -112,6 +112,13 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 		"INSERT INTO send_key (sender_id, client_message_id, conversation_id, seq, ordinal, created_at, content_hash) "
 	ofOne, ofSender := " WHERE id = $1", " WHERE conversation_id = $1 AND user_id = $2"
 	past := w.clock.Now().Add(-time.Hour)
+	brings := func(p permission, age time.Duration) func(plainWorld, *send) {
+		return func(w plainWorld, s *send) {
+			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
+			p.at = w.clock.Now().Add(-age)
+			s.permission = new(p)
+		}
+	}
 	for _, c := range []struct {
 		name    string
 		prepare func(w plainWorld, s *send)
@@ -158,22 +165,10 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 		{"NotAllowedTheOtherWay", func(w plainWorld, s *send) {
 			require.NoError(w.t, w.db.QueryRow(w.t.Context(), "SELECT direct_high FROM conversation WHERE id = $1", s.conversationID).Scan(&s.key.sender))
 		}, false, outcomeNotAllowed},
-		{"BringsAnAnswer", func(w plainWorld, s *send) {
-			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
-			s.permission = &permission{at: w.clock.Now(), version: 3, low: true}
-		}, true, outcomeAppended},
-		{"BringsADenial", func(w plainWorld, s *send) {
-			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
-			s.permission = &permission{at: w.clock.Now(), version: 3, high: true}
-		}, false, outcomeNotAllowed},
-		{"BringsAnOutdatedAnswer", func(w plainWorld, s *send) {
-			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
-			s.permission = &permission{at: w.clock.Now(), version: 2, low: true}
-		}, false, outcomeStale},
-		{"BringsAnOldAnswer", func(w plainWorld, s *send) {
-			w.exec(conversation+"checked_at = NULL"+ofOne, s.conversationID)
-			s.permission = &permission{at: w.clock.Now().Add(-permissionLife), version: 3, low: true}
-		}, false, outcomeStale},
+		{"BringsAnAnswer", brings(permission{version: 3, low: true}, 0), true, outcomeAppended},
+		{"BringsADenial", brings(permission{version: 3, high: true}, 0), false, outcomeNotAllowed},
+		{"BringsAnOutdatedAnswer", brings(permission{version: 2, low: true}, 0), false, outcomeStale},
+		{"BringsAnOldAnswer", brings(permission{version: 3, low: true}, permissionLife), false, outcomeStale},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
