@@ -133,6 +133,7 @@ func (c *connection) begin(p *pending, timeoutMs uint32) {
 	runNow, refusal := c.admit(p, timeoutMs)
 	switch {
 	case refusal != nil:
+		c.gw.metrics.reject(c.gw.base, refusal.GetInfo().GetReason())
 		c.reply(replyWith(p.id, refusal), kindReply)
 	case runNow:
 		c.gw.workers.run(p)
@@ -230,5 +231,6 @@ func (c *connection) answered(p *pending, frame []byte, k kind) *pending {
 
 // refuse answers a call that is not performed.
 func (c *connection) refuse(id uint32, err error) {
+	c.gw.metrics.reject(c.gw.base, rpc.InfoOf(err).GetReason())
 	c.reply(errorFrame(id, err), kindReply)
 }

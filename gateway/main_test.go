@@ -159,6 +159,8 @@ func TestMetrics(t *testing.T) {
 	c := w.connect(p, SubprotocolProto)
 	c.sendMessage(2, "", "x")
 	c.receive()
+	c.sendMessage(3, strings.Repeat("x", maxLane+1), "x")
+	require.NotNil(t, c.receive().GetReply().GetError())
 	require.NoError(t, w.publisher.Push(t.Context(), users(p), entryPush(1)))
 	c.receive()
 	require.NoError(t, c.ws.Close())
@@ -167,7 +169,7 @@ func TestMetrics(t *testing.T) {
 
 	want := []string{
 		"gateway_connections", "gateway_frames", "gateway_push_delivery", "gateway_closes", "gateway_rpc_duration",
-		"gateway_handshakes", "gateway_rejected_requests",
+		"gateway_handshakes", "gateway_rejected_requests", "INVALID_ARGUMENT", "METHOD_UNKNOWN",
 	}
 	require.Eventually(t, func() bool {
 		var data metricdata.ResourceMetrics

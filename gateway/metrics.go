@@ -11,6 +11,8 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
 // kind labels a frame in metrics.
@@ -77,7 +79,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	m.handshakes, errs[5] = meter.Int64Counter("gateway_handshakes",
 		metric.WithDescription("Upgrades that were refused, by cause, and sockets that were welcomed."))
 	m.rejected, errs[6] = meter.Int64Counter("gateway_rejected_requests",
-		metric.WithDescription("HTTP requests that the gateway itself answered with an error, by reason."))
+		metric.WithDescription("HTTP requests and calls of sockets that the gateway itself answered with an error, by reason."))
 	m.losses, errs[7] = meter.Int64Counter("gateway_push_losses",
 		metric.WithDescription("Times that pushes may have been lost, by cause; all sockets resync."))
 	m.ephemera, errs[9] = meter.Int64Counter("gateway_ephemera",
@@ -120,6 +122,10 @@ func (m *metrics) with(key, value string) metric.MeasurementOption {
 	option := metric.WithAttributeSet(attribute.NewSet(attribute.String(key, value)))
 	m.attributes.Store(id, option)
 	return option
+}
+
+func (m *metrics) reject(ctx context.Context, reason errorv1.Reason) {
+	m.rejected.Add(ctx, 1, m.with("reason", reasonName(reason)))
 }
 
 func (m *metrics) closed(ctx context.Context, code int) {

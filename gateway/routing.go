@@ -180,7 +180,7 @@ func (g *Gateway) serveKeys(w http.ResponseWriter, r *http.Request) {
 // reject answers in the caller's protocol: Connect, gRPC or gRPC-Web.
 func (g *Gateway) reject(w http.ResponseWriter, r *http.Request, err error) {
 	info := rpc.InfoOf(err)
-	g.metrics.rejected.Add(r.Context(), 1, g.metrics.with("reason", reasonName(info.GetReason())))
+	g.metrics.reject(r.Context(), info.GetReason())
 	if retry := info.GetRetryAfter(); retry != nil {
 		seconds := math.Ceil(retry.AsDuration().Seconds())
 		w.Header().Set("Retry-After", strconv.FormatFloat(max(seconds, 1), 'f', 0, 64))

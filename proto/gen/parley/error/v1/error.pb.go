@@ -52,7 +52,8 @@ const (
 	Reason_REASON_METHOD_UNKNOWN Reason = 8
 	// Too many requests; retry_after is set.
 	Reason_REASON_RATE_LIMITED Reason = 9
-	// The service is overloaded or draining; retry_after is set.
+	// The service is overloaded or draining, or the lane is behind; retry_after is
+	// set.
 	Reason_REASON_OVERLOADED Reason = 10
 	// The outcome is unknown or a dependency is away. Retry with the same
 	// client-made id.

@@ -467,7 +467,8 @@ type Call struct {
 	// "/parley.messaging.v1.MessagingService/SendMessage"
 	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
 	// Calls of one lane run one after the other, in the order sent; calls without
-	// a lane run at once. Up to 64 bytes. Put each conversation in a lane.
+	// a lane run at once. Up to 64 bytes. Put each conversation in a lane. One in
+	// which a call has waited for a second takes no more for now.
 	Lane string `protobuf:"bytes,2,opt,name=lane,proto3" json:"lane,omitempty"`
 	// The request message, encoded.
 	Request []byte `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
