@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -170,24 +169,33 @@ func TestLossAfterALateFlush(t *testing.T) {
 func TestLossOfDroppedMessages(t *testing.T) {
 	t.Parallel()
 	conn := testkit.NATS(t).Connect(t)
-	var mu sync.Mutex // held by the test: the reader is stuck
-	stuck := make(chan struct{}, 1000)
+	stuck, release := make(chan struct{}), make(chan struct{})
 	h := newHub(t, conn, realtime.SubscriberConfig{Readers: 1, Buffer: 1, Frame: func(uuid.UUID, []byte) {
-		stuck <- struct{}{}
-		mu.Lock()
-		defer mu.Unlock()
+		select {
+		case stuck <- struct{}{}:
+		case <-release:
+		}
+		<-release
 	}})
+	t.Cleanup(func() { close(release) }) // before the hub's own cleanup, which waits for the reader
 	p := realtime.New(conn, testkit.Logger(t))
 	user := uuid.New()
 	require.NoError(t, h.Subscribe(user))
 	require.NoError(t, h.Flush(t.Context()))
-	mu.Lock()
-	for range 5 {
-		require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(1)))
+	send := func(seq int64) {
+		t.Helper()
+		require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(seq)))
 	}
-	<-stuck
-	require.Equal(t, realtime.LossSlow, h.loss(t))
-	require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(2)))
-	require.Equal(t, realtime.LossSlow, h.loss(t))
-	mu.Unlock()
+	send(1)
+	select {
+	case <-stuck: // with the first, so the second fills the buffer and no other fits
+	case <-time.After(patience):
+		require.Fail(t, "no push came")
+	}
+	send(2)
+	for seq := int64(3); seq <= 5; seq++ {
+		send(seq)
+		require.Equal(t, realtime.LossSlow, h.loss(t))
+	}
+	require.Empty(t, h.losses, "each drop is told once")
 }
