@@ -143,56 +143,79 @@ func sign(typ, kid string, key ed25519.PrivateKey, p payload) (string, error) {
 	return raw, nil
 }
 
-// parse reads a token without believing it: kind and header are checked, the
-// signature is not.
-func parse(raw, typ string) (*jose.JSONWebSignature, string, error) {
+// unverified is a token that was read and is not believed: header and spelling
+// are as they should be, nothing is said of the signature.
+type unverified struct {
+	kid       string
+	signed    string // what the signature is for: header and body, as they came
+	body      []byte
+	signature []byte
+}
+
+// parse reads a token of that kind. known may be nil.
+func parse(raw, typ string, known *headers) (unverified, error) {
 	if len(raw) == 0 || len(raw) > maxSize {
-		return nil, "", fmt.Errorf("%w: bad size", ErrInvalid)
+		return unverified{}, fmt.Errorf("%w: bad size", ErrInvalid)
 	}
-	if !spelledOnce(raw) {
-		return nil, "", fmt.Errorf("%w: not in its one spelling", ErrInvalid)
+	header, rest, _ := strings.Cut(raw, ".")
+	body, signature, _ := strings.Cut(rest, ".")
+	u := unverified{signed: raw[:len(raw)-len(signature)-1]}
+	var err error
+	if u.body, err = decode(body); err != nil {
+		return unverified{}, err
 	}
+	if u.signature, err = decode(signature); err != nil {
+		return unverified{}, err
+	}
+	kid, ok := known.kid(header)
+	if !ok {
+		if kid, err = judgeHeader(raw, header, typ); err != nil {
+			return unverified{}, err
+		}
+	}
+	u.kid = kid
+	return u, nil
+}
+
+// decode reads a segment that is spelled as its signer spelled it: no white space,
+// which the decoder would skip, and no bits in the last letter that say nothing.
+// Otherwise one token would have many spellings.
+func decode(segment string) ([]byte, error) {
+	decoded, err := base64.RawURLEncoding.Strict().DecodeString(segment)
+	if err != nil || strings.ContainsAny(segment, "\r\n") {
+		return nil, fmt.Errorf("%w: not in its one spelling", ErrInvalid)
+	}
+	return decoded, nil
+}
+
+// judgeHeader gives the key id of a token of that kind, whatever its first segment
+// says besides.
+func judgeHeader(raw, header, typ string) (string, error) {
 	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.EdDSA})
 	if err != nil {
 		// The parser's error may quote the token, so it is not wrapped.
-		return nil, "", fmt.Errorf("%w: cannot be parsed", ErrInvalid)
+		return "", fmt.Errorf("%w: cannot be parsed", ErrInvalid)
 	}
 	if len(jws.Signatures) != 1 {
-		return nil, "", fmt.Errorf("%w: not signed once", ErrInvalid)
+		return "", fmt.Errorf("%w: not signed once", ErrInvalid)
 	}
-	header := jws.Signatures[0].Header
-	if got, _ := header.ExtraHeaders[jose.HeaderType].(string); got != typ {
-		return nil, "", fmt.Errorf("%w: wrong kind of token", ErrInvalid)
+	read := jws.Signatures[0].Header
+	if got, _ := read.ExtraHeaders[jose.HeaderType].(string); got != typ {
+		return "", fmt.Errorf("%w: wrong kind of token", ErrInvalid)
 	}
-	if err := onlyKnownHeaders(raw); err != nil {
-		return nil, "", err
+	if err := onlyKnownHeaders(header); err != nil {
+		return "", err
 	}
-	return jws, header.KeyID, nil
-}
-
-// spelledOnce says whether a token is spelled as its signer spelled it. The
-// library skips white space and ignores the last bits of a segment, and it
-// verifies what it has decoded; then one token would have many spellings.
-func spelledOnce(raw string) bool {
-	if strings.ContainsAny(raw, " \t\r\n") {
-		return false
-	}
-	for segment := range strings.SplitSeq(raw, ".") {
-		if _, err := base64.RawURLEncoding.Strict().DecodeString(segment); err != nil {
-			return false
-		}
-	}
-	return true
+	return read.KeyID, nil
 }
 
 // onlyKnownHeaders refuses every header parameter that we do not write
 // ourselves, first of all those that point to a key (jku, x5u, jwk, x5c) and
 // crit. The library hides some of them, so the segment is read again.
-func onlyKnownHeaders(raw string) error {
-	segment, _, _ := strings.Cut(raw, ".")
-	decoded, err := base64.RawURLEncoding.DecodeString(segment)
+func onlyKnownHeaders(segment string) error {
+	decoded, err := decode(segment)
 	if err != nil {
-		return fmt.Errorf("%w: cannot be parsed", ErrInvalid)
+		return err
 	}
 	var header map[string]json.RawMessage
 	if err := json.Unmarshal(decoded, &header); err != nil {
@@ -208,16 +231,15 @@ func onlyKnownHeaders(raw string) error {
 
 // check verifies the signature and everything that both kinds of token have in
 // common. The claims are complete even with ErrExpired.
-func check(jws *jose.JSONWebSignature, key ed25519.PublicKey, audience string, now time.Time) (payload, error) {
+func check(u unverified, key ed25519.PublicKey, audience string, now time.Time) (payload, error) {
 	var p payload
 	if len(key) != ed25519.PublicKeySize {
 		return p, fmt.Errorf("%w: unusable key", ErrInvalid)
 	}
-	body, err := jws.Verify(key)
-	if err != nil {
+	if !ed25519.Verify(key, []byte(u.signed), u.signature) {
 		return p, fmt.Errorf("%w: bad signature", ErrInvalid)
 	}
-	if err := json.Unmarshal(body, &p); err != nil {
+	if err := json.Unmarshal(u.body, &p); err != nil {
 		return p, fmt.Errorf("%w: claims cannot be read", ErrInvalid)
 	}
 	switch {

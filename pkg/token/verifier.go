@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,6 +33,43 @@ type Verifier struct {
 	issuer   string
 	audience string
 	seen     *remembered[Claims]
+	headers  headers
+}
+
+// maxHeaders is more keys than an issuer has at once.
+const maxHeaders = 64
+
+// headers are the first segments of tokens that were good, with the key id that
+// they name: all tokens of one key begin alike, and to read that again took as long
+// as a third of the signature. Only who has a signing key can add to them. The
+// zero value is ready; nil knows none.
+type headers struct {
+	mu   sync.RWMutex
+	kids map[string]string
+}
+
+func (h *headers) kid(segment string) (string, bool) {
+	if h == nil {
+		return "", false
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	kid, ok := h.kids[segment]
+	return kid, ok
+}
+
+// remember keeps the header of a token whose signature was good.
+func (h *headers) remember(u unverified) {
+	segment, _, _ := strings.Cut(u.signed, ".")
+	if _, known := h.kid(segment); known {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kids == nil || len(h.kids) >= maxHeaders {
+		h.kids = make(map[string]string)
+	}
+	h.kids[strings.Clone(segment)] = u.kid
 }
 
 // NewVerifier makes a verifier of the tokens of one issuer for one audience.
@@ -74,21 +113,22 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 }
 
 func (v *Verifier) verify(ctx context.Context, raw string, now time.Time) (Claims, error) {
-	jws, kid, err := parse(raw, TypeAccess)
+	u, err := parse(raw, TypeAccess, &v.headers)
 	if err != nil {
 		return Claims{}, err
 	}
-	if kid == "" {
+	if u.kid == "" {
 		return Claims{}, fmt.Errorf("%w: no key id", ErrInvalid)
 	}
-	key, err := v.keys.Key(ctx, kid)
+	key, err := v.keys.Key(ctx, u.kid)
 	if err != nil {
 		return Claims{}, fmt.Errorf("find key of token: %w", err)
 	}
-	p, err := check(jws, key, v.audience, now)
+	p, err := check(u, key, v.audience, now)
 	if err != nil {
 		return Claims{}, err
 	}
+	v.headers.remember(u)
 	return v.claims(p)
 }
 
