@@ -17,28 +17,40 @@ import (
 // verifyTimeout bounds the fetch of keys, the only wait in verifying.
 const verifyTimeout = 5 * time.Second
 
-// open is the life of a socket up to the welcome. raw is the token that came
-// with the upgrade, or empty: then the first frame must bring one. It runs on the
-// socket's only goroutine, which read then replaces.
-func (c *connection) open(raw string) {
-	if raw != "" {
-		c.welcome(0, raw, c.device)
-		go c.await()
-		return
+// opening is what a worker does for a socket up to its welcome: to check a token
+// takes a deep stack. It is the socket's reader meanwhile, and starts the next.
+type opening struct {
+	c     *connection
+	token string // that came with the upgrade, or empty: then frame must bring one
+	frame *realtimev1.ClientFrame
+	code  int // to close with instead
+	why   string
+}
+
+func (o *opening) run() {
+	if o.token != "" {
+		o.c.welcome(0, o.token, o.c.device)
+	} else {
+		o.c.first(o.frame, o.code, o.why)
 	}
+	go o.c.await()
+}
+
+// open waits for the first frame, on the small stack of a goroutine of its own.
+func (c *connection) open() {
+	o := &opening{c: c}
 	opcode, buffer, err := c.next(c.gw.cfg.Socket.AuthFrameBytes)
 	switch {
 	case errors.Is(err, errTooBig):
-		c.end(closeTooBig, "TOO_LARGE")
+		o.code, o.why = closeTooBig, "TOO_LARGE"
 	case err != nil:
 		c.finish(err)
 		return
 	default:
-		frame, code, reason := c.decode(opcode, *buffer)
+		o.frame, o.code, o.why = c.decode(opcode, *buffer)
 		readBuffers.Put(buffer)
-		c.first(frame, code, reason)
 	}
-	go c.await()
+	c.gw.workers.run(o)
 }
 
 // first handles the first frame.

@@ -84,8 +84,12 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) {
 	if g.draining.Load() {
 		c.drain()
 	}
-	// A fresh goroutine: the one of the request has a stack that HTTP has grown.
-	go c.open(strings.Clone(bearer(r))) //nolint:contextcheck // the socket outlives the request
+	// Not on the request's goroutine, which has a stack that HTTP has grown.
+	if raw := bearer(r); raw != "" {
+		g.workers.run(&opening{c: c, token: strings.Clone(raw)})
+	} else {
+		go c.open()
+	}
 }
 
 // checkUpgrade says why a socket may not be opened, nil if it may.

@@ -6,54 +6,57 @@ import (
 )
 
 const (
-	// workerRest is how long a worker waits for the next call before it ends.
+	// workerRest is how long a worker waits for the next task before it ends.
 	workerRest = 5 * time.Second
 	// maxResting bounds the stacks that are kept, to some megabytes, after many
-	// calls at once.
+	// tasks at once.
 	maxResting = 512
 )
 
-// workers run calls on goroutines that stay for a while. A call needs a deep
-// stack; to grow a new one for each was a twelfth of the gateway's CPU time.
+// task is what a worker does: a call, or the opening of a socket.
+type task interface{ run() }
+
+// workers run tasks on goroutines that stay for a while. A task needs a deep
+// stack; to grow a new one for each call was a twelfth of the gateway's CPU time.
 type workers struct {
-	calls   chan *pending // without a buffer: sent only to one who waits
+	tasks   chan task     // without a buffer: sent only to one who waits
 	end     chan struct{} // closed when the gateway has ended
 	resting atomic.Int32
 }
 
 func newWorkers() *workers {
-	return &workers{calls: make(chan *pending), end: make(chan struct{})}
+	return &workers{tasks: make(chan task), end: make(chan struct{})}
 }
 
-// run performs a call in the background, by a worker who rests or a new one.
-func (w *workers) run(p *pending) {
+// run performs a task in the background, by a worker who rests or a new one.
+func (w *workers) run(t task) {
 	select {
-	case w.calls <- p:
+	case w.tasks <- t:
 	default:
-		go w.work(p)
+		go w.work(t)
 	}
 }
 
-func (w *workers) work(p *pending) {
+func (w *workers) work(t task) {
 	rest := time.NewTimer(workerRest)
 	defer rest.Stop()
-	for p != nil {
-		p.run()
-		p = w.next(rest)
+	for t != nil {
+		t.run()
+		t = w.next(rest)
 	}
 }
 
-// next waits for a call; nil when there is none for so long, or enough others
+// next waits for a task; nil when there is none for so long, or enough others
 // wait.
-func (w *workers) next(rest *time.Timer) *pending {
+func (w *workers) next(rest *time.Timer) task {
 	defer w.resting.Add(-1)
 	if w.resting.Add(1) > maxResting {
 		return nil
 	}
 	rest.Reset(workerRest)
 	select {
-	case p := <-w.calls:
-		return p
+	case t := <-w.tasks:
+		return t
 	case <-rest.C:
 		return nil
 	case <-w.end:
@@ -61,5 +64,5 @@ func (w *workers) next(rest *time.Timer) *pending {
 	}
 }
 
-// stop lets those who rest go; a call that runs is finished first.
+// stop lets those who rest go; a task that runs is finished first.
 func (w *workers) stop() { close(w.end) }
