@@ -55,6 +55,10 @@ func ratio(us, them []figures, of func(figures) float64) float64 {
 	for i := range us {
 		list = append(list, of(us[i])/of(them[i]))
 	}
+	return median(list)
+}
+
+func median(list []float64) float64 {
 	slices.Sort(list)
 	return list[len(list)/2]
 }

@@ -17,10 +17,11 @@ const (
 	normalTimes = 1.5
 	// leastOffered is which part of the wanted load must have left in time: a client that cannot offer it overloads nobody.
 	leastOffered = 0.98
-	// startingTime is what `parley load` takes until it talks.
-	startingTime = 2 * time.Second
 	// recoverWithin is when everything has to be as before.
 	recoverWithin = 30 * time.Second
+	// normalWindows are measured before and after, and their medians compared: in one window, a single gap in which the
+	// machine's owner takes the CPU is more than a hundredth of the messages.
+	normalWindows = 3
 )
 
 // overload pins the product to one CPU and the client to another, finds the peak and asks for three times that.
@@ -42,22 +43,33 @@ func (m *measurer) overload(t *testing.T) {
 	}
 	seconds := time.Duration(m.plan.seconds) * time.Second
 	warm := min(seconds, 5*time.Second)
-	calm := at(0.3, warm, seconds)
-	m.kept(calm)
+	normal := func() (windows []figures, p99 float64) {
+		var all []float64
+		for range normalWindows {
+			f := at(0.3, time.Second, min(seconds, 5*time.Second))
+			m.kept(f)
+			windows, all = append(windows, f), append(all, f.Delivery.P99)
+		}
+		return windows, median(all)
+	}
+	before, beforeP99 := normal()
+	calm := before[len(before)-1]
 	// Without a record, so that the client ends soon; the same is judged below.
 	over := at(3, warm, seconds, "--check=false")
-	rest := time.Duration(m.plan.calm)*time.Second - time.Since(over.Ended) - startingTime
-	after := at(0.3, max(rest, 0), min(seconds, 5*time.Second))
-	m.kept(after)
+	afterwards, afterP99 := normal()
+	recovered := afterwards[len(afterwards)-1].Ended.Sub(over.Ended)
 	m.sayf("peak %.0f/s; at three times (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms",
 		peak.MessagesPerSecond, over.SentIn, over.Sent, over.MessagesPerSecond, over.Refused, over.Sent, over.Refusal, over.Ack, over.Late.P99)
-	m.sayf("delivery at 0.3 times the peak, before: %s; in the window that ended %.1f s after the overload: %s", calm.Delivery,
-		after.Ended.Sub(over.Ended).Seconds(), after.Delivery)
+	for i := range normalWindows {
+		m.sayf("delivery at 0.3 times the peak, before: %s; in the window that ended %.1f s after the overload: %s", before[i].Delivery,
+			afterwards[i].Ended.Sub(over.Ended).Seconds(), afterwards[i].Delivery)
+	}
+	m.sayf("delivery p99 at 0.3 times the peak (medians): %.1f ms before, %.1f ms within %.1f s of the overload", beforeP99, afterP99, recovered.Seconds())
 	for _, name := range []string{"server", "postgres"} {
 		p := over.Processes[name]
-		before := calm.Processes[name]
+		calm := calm.Processes[name]
 		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
-			before.RSSPeak>>20, p.RSSPeak>>20, before.PSS>>20, p.PSS>>20)
+			calm.RSSPeak>>20, p.RSSPeak>>20, calm.PSS>>20, p.PSS>>20)
 	}
 	judged := at(3, 0, warm)
 	require.True(t, judged.Checked)
@@ -70,8 +82,8 @@ func (m *measurer) overload(t *testing.T) {
 	require.Positive(t, over.Refused, "three times the peak is too much")
 	require.GreaterOrEqual(t, over.MessagesPerSecond, leastGoodput*peak.MessagesPerSecond, "goodput")
 	require.LessOrEqual(t, over.Refusal.P99, mostRefusalP99, "refusals are quick, in milliseconds")
-	require.LessOrEqual(t, after.Ended.Sub(over.Ended), recoverWithin, "the window after the overload")
-	require.LessOrEqual(t, after.Delivery.P99, normalTimes*calm.Delivery.P99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
+	require.LessOrEqual(t, recovered, recoverWithin, "the windows after the overload")
+	require.LessOrEqual(t, afterP99, normalTimes*beforeP99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
 	require.LessOrEqual(t, over.Processes["server"].RSSPeak>>20, 2*(calm.Processes["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
 	require.LessOrEqual(t, over.Processes["postgres"].PSS>>20, 2*(calm.Processes["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
 }
