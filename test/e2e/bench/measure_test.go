@@ -148,6 +148,24 @@ func (m *measurer) separate(t *testing.T) {
 	m.sayf("separate processes: %.0f messages/s, CPU s per 1,000 %.3f: %s; delivery %s", f.MessagesPerSecond, f.cpu(), f.shares(), f.Delivery)
 }
 
+// inPace measures, and how many times slower than the goals' machine this one was meanwhile: 1 if it was not. The
+// yardstick says so, just before and just after, for a shared machine may change its pace by a factor of two within minutes.
+func (m *measurer) inPace(t *testing.T, yardstick people, measure func()) (pace float64) {
+	t.Helper()
+	rate := func() float64 {
+		pairs := strconv.Itoa(m.plan.pairs)
+		f := m.load(yardstick, "--pairs", pairs, "--warmup", "1s", "--duration", strconv.Itoa(min(m.plan.seconds, 5))+"s", "--check=false")
+		m.whole(f)
+		return f.MessagesPerSecond
+	}
+	before := rate()
+	measure()
+	after := rate()
+	pace = max(1, 2*paceRate/(before+after))
+	m.sayf("pace: the yardstick carried %.0f and %.0f messages/s just before and after, so a limit of 100 ms is %.0f ms here", before, after, 100*pace)
+	return pace
+}
+
 // crowds have thousands of people on one gateway and on three say 200 messages a second among them. Nobody syncs or watches
 // here, and each has one conversation.
 func (m *measurer) crowds(t *testing.T) {
@@ -165,14 +183,17 @@ func (m *measurer) crowd(t *testing.T, c crowd) {
 	product := system.Start(t, system.Separate, system.Options{Env: manySockets(), Gateways: c.gateways, Messagings: 1, Straight: true})
 	pairs := c.sockets / 2
 	people := m.seedSeparate(product, fmt.Sprintf("crowd-%d", c.gateways), "--users", strconv.Itoa(2*pairs), "--pairs", strconv.Itoa(pairs), "--wait", "10m")
-	f := m.load(people, "--pairs", strconv.Itoa(pairs), "--mode", "open", "--rate", "200", "--procs", "3", "--src-ips", "12",
-		"--warmup", m.duration(), "--duration", m.duration())
+	var f figures
+	pace := m.inPace(t, startBare(t, people), func() {
+		f = m.load(people, "--pairs", strconv.Itoa(pairs), "--mode", "open", "--rate", "200", "--procs", "3", "--src-ips", "12",
+			"--warmup", m.duration(), "--duration", m.duration())
+	})
 	m.kept(f)
 	require.Equal(t, 2*pairs, f.Alive)
 	m.sayf("%d sockets on %d gateways, %.0f messages/s: delivery %s; %.0f connects/s", f.Connections, c.gateways,
 		f.MessagesPerSecond, f.Delivery, f.ConnectsPerSecond)
 	if m.plan.judged {
-		require.LessOrEqual(t, f.Delivery.P99, mostCrowdP99, "delivery p99 in milliseconds")
+		require.LessOrEqual(t, f.Delivery.P99, mostCrowdP99*pace, "delivery p99 in milliseconds")
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 )
 
 const (
+	// normalLoad is how much of the peak is normal. A message alone costs several times what it costs in a batch: at 0.3
+	// one CPU is nearly full, and the delay is that of a queue, whatever was before.
+	normalLoad = 0.1
 	// normalDelay is what p99 may be above before when things are normal again, beside normalTimes.
 	normalDelay = 5.0 // ms
 	normalTimes = 1.5
@@ -27,65 +30,89 @@ const (
 // overload pins the product to one CPU and the client to another, finds the peak and asks for three times that.
 func (m *measurer) overload(t *testing.T) {
 	options := system.Options{Env: manySockets()}
+	client := ""
 	if runtime.NumCPU() > 1 {
-		options.CPU, m.cpu = "0", "1"
-		defer func() { m.cpu = "" }()
+		options.CPU, client = "0", "1"
 	}
 	product := system.Start(t, system.OneProcess, options)
 	ours := m.seedOne(product, "overload", "--users", strconv.Itoa(2*m.plan.pairs), "--pairs", strconv.Itoa(m.plan.pairs))
+	var o overload
+	pace := m.inPace(t, startBare(t, ours), func() {
+		m.cpu = client
+		defer func() { m.cpu = "" }()
+		o = m.overloaded(ours)
+	})
+	m.sayf("peak %.0f/s; at three times (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms",
+		o.peak, o.over.SentIn, o.over.Sent, o.over.MessagesPerSecond, o.over.Refused, o.over.Sent, o.over.Refusal, o.over.Ack, o.over.Late.P99)
+	for i := range normalWindows {
+		m.sayf("delivery at %.1f times the peak, before: %s; in the window that ended %.1f s after the overload: %s", normalLoad, o.before[i].Delivery,
+			o.after[i].Ended.Sub(o.over.Ended).Seconds(), o.after[i].Delivery)
+	}
+	last := normalWindows - 1
+	beforeP99, afterP99, recovered := medianP99(o.before), medianP99(o.after), o.after[last].Ended.Sub(o.over.Ended)
+	m.sayf("delivery p99 at %.1f times the peak (medians): %.1f ms before, %.1f ms within %.1f s of the overload", normalLoad, beforeP99, afterP99, recovered.Seconds())
+	for _, name := range []string{"server", "postgres"} {
+		calm, over := o.before[last].Processes[name], o.over.Processes[name]
+		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
+			calm.RSSPeak>>20, over.RSSPeak>>20, calm.PSS>>20, over.PSS>>20)
+	}
+	require.True(t, o.judged.Checked)
+	if !m.plan.judged {
+		return
+	}
+	requireHonest(t, o.over)
+	requireHonest(t, o.judged)
+	require.GreaterOrEqual(t, float64(o.over.SentIn), leastOffered*float64(o.over.Sent), "the client did not offer the load")
+	require.Positive(t, o.over.Refused, "three times the peak is too much")
+	require.GreaterOrEqual(t, o.over.MessagesPerSecond, leastGoodput*o.peak, "goodput")
+	require.LessOrEqual(t, o.over.Refusal.P99, mostRefusalP99*pace, "refusals are quick, in milliseconds")
+	require.LessOrEqual(t, recovered, recoverWithin, "the windows after the overload")
+	require.LessOrEqual(t, afterP99, normalTimes*beforeP99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
+	calm := o.before[last].Processes
+	require.LessOrEqual(t, o.over.Processes["server"].RSSPeak>>20, 2*(calm["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
+	require.LessOrEqual(t, o.over.Processes["postgres"].PSS>>20, 2*(calm["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
+}
+
+// overload is what was measured before, in and after one.
+type overload struct {
+	peak          float64 // messages a second, in the closed loop
+	before, after []figures
+	over, judged  figures // three times the peak, without a record and with one
+}
+
+func (m *measurer) overloaded(ours people) overload {
 	peak := m.load(ours, m.pairs("--check=false")...)
 	m.whole(peak)
+	o := overload{peak: peak.MessagesPerSecond}
 	at := func(times float64, warmup, duration time.Duration, args ...string) figures {
-		rate := strconv.FormatFloat(max(peak.MessagesPerSecond*times, 1), 'f', 0, 64)
+		rate := strconv.FormatFloat(max(o.peak*times, 1), 'f', 0, 64)
 		return m.load(ours, append([]string{
 			"--pairs", strconv.Itoa(m.plan.pairs), "--mode", "open", "--rate", rate, "--warmup", warmup.String(), "--duration", duration.String(),
 		}, args...)...)
 	}
 	seconds := time.Duration(m.plan.seconds) * time.Second
 	warm := min(seconds, 5*time.Second)
-	normal := func() (windows []figures, p99 float64) {
-		var all []float64
+	normal := func() (windows []figures) {
 		for range normalWindows {
-			f := at(0.3, time.Second, min(seconds, 5*time.Second))
-			m.kept(f)
-			windows, all = append(windows, f), append(all, f.Delivery.P99)
+			windows = append(windows, at(normalLoad, time.Second, warm))
+			m.kept(windows[len(windows)-1])
 		}
-		return windows, median(all)
+		return windows
 	}
-	before, beforeP99 := normal()
-	calm := before[len(before)-1]
+	o.before = normal()
 	// Without a record, so that the client ends soon; the same is judged below.
-	over := at(3, warm, seconds, "--check=false")
-	afterwards, afterP99 := normal()
-	recovered := afterwards[len(afterwards)-1].Ended.Sub(over.Ended)
-	m.sayf("peak %.0f/s; at three times (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms",
-		peak.MessagesPerSecond, over.SentIn, over.Sent, over.MessagesPerSecond, over.Refused, over.Sent, over.Refusal, over.Ack, over.Late.P99)
-	for i := range normalWindows {
-		m.sayf("delivery at 0.3 times the peak, before: %s; in the window that ended %.1f s after the overload: %s", before[i].Delivery,
-			afterwards[i].Ended.Sub(over.Ended).Seconds(), afterwards[i].Delivery)
+	o.over = at(3, warm, seconds, "--check=false")
+	o.after = normal()
+	o.judged = at(3, 0, warm)
+	return o
+}
+
+func medianP99(windows []figures) float64 {
+	var all []float64
+	for _, f := range windows {
+		all = append(all, f.Delivery.P99)
 	}
-	m.sayf("delivery p99 at 0.3 times the peak (medians): %.1f ms before, %.1f ms within %.1f s of the overload", beforeP99, afterP99, recovered.Seconds())
-	for _, name := range []string{"server", "postgres"} {
-		p := over.Processes[name]
-		calm := calm.Processes[name]
-		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
-			calm.RSSPeak>>20, p.RSSPeak>>20, calm.PSS>>20, p.PSS>>20)
-	}
-	judged := at(3, 0, warm)
-	require.True(t, judged.Checked)
-	if !m.plan.judged {
-		return
-	}
-	requireHonest(t, over)
-	requireHonest(t, judged)
-	require.GreaterOrEqual(t, float64(over.SentIn), leastOffered*float64(over.Sent), "the client did not offer the load")
-	require.Positive(t, over.Refused, "three times the peak is too much")
-	require.GreaterOrEqual(t, over.MessagesPerSecond, leastGoodput*peak.MessagesPerSecond, "goodput")
-	require.LessOrEqual(t, over.Refusal.P99, mostRefusalP99, "refusals are quick, in milliseconds")
-	require.LessOrEqual(t, recovered, recoverWithin, "the windows after the overload")
-	require.LessOrEqual(t, afterP99, normalTimes*beforeP99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
-	require.LessOrEqual(t, over.Processes["server"].RSSPeak>>20, 2*(calm.Processes["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
-	require.LessOrEqual(t, over.Processes["postgres"].PSS>>20, 2*(calm.Processes["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
+	return median(all)
 }
 
 // requireHonest requires that everything was stored or refused, and that every refusal said when to come again: a server that
