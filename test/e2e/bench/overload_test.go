@@ -27,8 +27,8 @@ const (
 	normalWindows = 3
 )
 
-// overload pins the product to one CPU and the client to another, finds the peak and asks for three times that. The
-// peak is measured before and after, for the machine's pace may have changed.
+// overload pins the product to one CPU and the client to another, and measures in turns its peak and what it does with three
+// times that.
 func (m *measurer) overload(t *testing.T) {
 	options := system.Options{Env: manySockets()}
 	client := ""
@@ -43,59 +43,66 @@ func (m *measurer) overload(t *testing.T) {
 		defer func() { m.cpu = "" }()
 		o = m.overloaded(ours)
 	})
-	m.sayf("peak %.0f/s before, %.0f/s after; at three times the first (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms",
-		o.peak, o.peakAfter, o.over.SentIn, o.over.Sent, o.over.MessagesPerSecond, o.over.Refused, o.over.Sent, o.over.Refusal, o.over.Ack, o.over.Late.P99)
+	var refusals []float64
+	for i, over := range o.over {
+		refusals = append(refusals, over.Refusal.P99)
+		m.sayf("peak %.0f/s; at three times (%d left in time, %d meant): %.0f/s stored, %d of %d refused (%s), ack %s, client late p99 %.1f ms", o.peak[i].MessagesPerSecond,
+			over.SentIn, over.Sent, over.MessagesPerSecond, over.Refused, over.Sent, over.Refusal, over.Ack, over.Late.P99)
+	}
+	goodput, refusal := ratio(o.over, o.peak, func(f figures) float64 { return f.MessagesPerSecond }), median(refusals)
+	lastOver, lastWindow := o.over[len(o.over)-1], normalWindows-1
 	for i := range normalWindows {
 		m.sayf("delivery at %.1f times the peak, before: %s; in the window that ended %.1f s after the overload: %s", normalLoad, o.before[i].Delivery,
-			o.after[i].Ended.Sub(o.over.Ended).Seconds(), o.after[i].Delivery)
+			o.after[i].Ended.Sub(lastOver.Ended).Seconds(), o.after[i].Delivery)
 	}
-	last := normalWindows - 1
-	beforeP99, afterP99, recovered := medianP99(o.before), medianP99(o.after), o.after[last].Ended.Sub(o.over.Ended)
-	m.sayf("delivery p99 at %.1f times the peak (medians): %.1f ms before, %.1f ms within %.1f s of the overload", normalLoad, beforeP99, afterP99, recovered.Seconds())
+	beforeP99, afterP99, recovered := medianP99(o.before), medianP99(o.after), o.after[lastWindow].Ended.Sub(lastOver.Ended)
+	m.sayf("overload (medians): goodput %.2f of the peak, p99 of refusals %.0f ms, delivery p99 at %.1f times the peak %.1f ms before, %.1f ms within %.1f s of it",
+		goodput, refusal, normalLoad, beforeP99, afterP99, recovered.Seconds())
+	calm := o.before[lastWindow].Processes
 	for _, name := range []string{"server", "postgres"} {
-		calm, over := o.before[last].Processes[name], o.over.Processes[name]
 		m.sayf("memory of %s: at most %d MB before, %d MB in the overload; with all below it %d MB before, %d MB at its end", name,
-			calm.RSSPeak>>20, over.RSSPeak>>20, calm.PSS>>20, over.PSS>>20)
+			calm[name].RSSPeak>>20, lastOver.Processes[name].RSSPeak>>20, calm[name].PSS>>20, lastOver.Processes[name].PSS>>20)
 	}
 	require.True(t, o.judged.Checked)
 	if !m.plan.judged {
 		return
 	}
-	requireHonest(t, o.over)
-	requireHonest(t, o.judged)
-	require.GreaterOrEqual(t, float64(o.over.SentIn), leastOffered*float64(o.over.Sent), "the client did not offer the load")
-	require.Positive(t, o.over.Refused, "three times the peak is too much")
-	require.GreaterOrEqual(t, o.over.MessagesPerSecond, leastGoodput*(o.peak+o.peakAfter)/2, "goodput")
-	require.LessOrEqual(t, o.over.Refusal.P99, mostRefusalP99*pace, "refusals are quick, in milliseconds")
+	for _, over := range append(o.over, o.judged) {
+		requireHonest(t, over)
+		require.GreaterOrEqual(t, float64(over.SentIn), leastOffered*float64(over.Sent), "the client did not offer the load")
+		require.Positive(t, over.Refused, "three times the peak is too much")
+	}
+	require.GreaterOrEqual(t, goodput, leastGoodput, "goodput")
+	require.LessOrEqual(t, refusal, mostRefusalP99*pace, "refusals are quick, in milliseconds")
 	require.LessOrEqual(t, recovered, recoverWithin, "the windows after the overload")
 	require.LessOrEqual(t, afterP99, normalTimes*beforeP99+normalDelay, "delivery p99 after the load has dropped, in milliseconds")
-	calm := o.before[last].Processes
-	require.LessOrEqual(t, o.over.Processes["server"].RSSPeak>>20, 2*(calm["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
-	require.LessOrEqual(t, o.over.Processes["postgres"].PSS>>20, 2*(calm["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
+	require.LessOrEqual(t, lastOver.Processes["server"].RSSPeak>>20, 2*(calm["server"].RSSPeak>>20)+256, "memory in the overload, in MB")
+	require.LessOrEqual(t, lastOver.Processes["postgres"].PSS>>20, 2*(calm["postgres"].PSS>>20)+256, "memory of PostgreSQL, in MB")
 }
 
-// overload is what was measured before, in and after one.
+// overload is what was measured before, in and after one. Peaks are in the closed loop; over is at three times the first of
+// them, without a record, judged once more with one.
 type overload struct {
-	peak, peakAfter float64 // messages a second, in the closed loop; the first is what the loads are times of
-	before, after   []figures
-	over, judged    figures // three times the peak, without a record and with one
+	before, peak, over, after []figures
+	judged                    figures
 }
 
 func (m *measurer) overloaded(ours people) overload {
-	peak := func() float64 {
+	var o overload
+	peak := func() {
 		f := m.load(ours, m.pairs("--check=false")...)
 		m.whole(f)
-		return f.MessagesPerSecond
+		o.peak = append(o.peak, f)
 	}
-	o := overload{peak: peak()}
 	at := func(times float64, warmup, duration time.Duration, args ...string) figures {
-		rate := strconv.FormatFloat(max(o.peak*times, 1), 'f', 0, 64)
+		rate := strconv.FormatFloat(max(o.peak[0].MessagesPerSecond*times, 1), 'f', 0, 64)
 		return m.load(ours, append([]string{
 			"--pairs", strconv.Itoa(m.plan.pairs), "--mode", "open", "--rate", rate, "--warmup", warmup.String(), "--duration", duration.String(),
 		}, args...)...)
 	}
 	seconds := time.Duration(m.plan.seconds) * time.Second
 	warm := min(seconds, 5*time.Second)
+	over := func() { o.over = append(o.over, at(3, warm, seconds, "--check=false")) }
 	normal := func() (windows []figures) {
 		for range normalWindows {
 			windows = append(windows, at(normalLoad, time.Second, warm))
@@ -103,11 +110,16 @@ func (m *measurer) overloaded(ours people) overload {
 		}
 		return windows
 	}
+	peak()
 	o.before = normal()
-	// Without a record, so that the client ends soon; the same is judged below.
-	o.over = at(3, warm, seconds, "--check=false")
+	over()
+	for range (m.plan.rounds - 1) / 2 { // each first by turns, and the last is an overload
+		over()
+		peak()
+		peak()
+		over()
+	}
 	o.after = normal()
-	o.peakAfter = peak()
 	o.judged = at(3, 0, warm)
 	return o
 }
