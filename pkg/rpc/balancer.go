@@ -100,7 +100,9 @@ func errAway(service string, cause error) error {
 }
 
 // pick returns the next endpoint in turn that is up and is not the one just
-// tried; if all are down, the next in turn anyway: one of them may be back.
+// tried; if all are down, the next in turn anyway: one of them may be back. Calls
+// that come meanwhile may fill every one that is up beyond what was found: then it
+// is the one that had the fewest, never one that is down.
 func (b *balancer) pick(not *endpoint) *endpoint {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -110,8 +112,7 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 	}
 	now := time.Now()
 	start := b.next.Add(1)
-	most := b.mostWaiting(not)
-	var fallback *endpoint
+	most, fallback := b.mostWaiting(not)
 	for i := range n {
 		e := b.endpoints[(start+i)%n]
 		if e == not {
@@ -128,18 +129,18 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 }
 
 // mostWaiting is how many calls may wait at an endpoint before the others are
-// preferred: one that froze gets no more, long before the first of its calls has
+// preferred, and the one that is up and has the fewest, if any is: one that froze gets no more, long before the first of its calls has
 // waited in vain. It is no balancing by load: whoever refuses quickly would get
 // the most.
-func (b *balancer) mostWaiting(not *endpoint) int64 {
+func (b *balancer) mostWaiting(not *endpoint) (most int64, idlest *endpoint) {
 	const tolerated = 8
-	least := int64(-1)
+	least := int64(0)
 	for _, e := range b.endpoints {
-		if waiting := e.waiting.Load(); e != not && e.good() && (least < 0 || waiting < least) {
-			least = waiting
+		if waiting := e.waiting.Load(); e != not && e.good() && (idlest == nil || waiting < least) {
+			least, idlest = waiting, e
 		}
 	}
-	return tolerated + 2*max(least, 0)
+	return tolerated + 2*least, idlest
 }
 
 // lookNow asks the resolver for a look without waiting for it.
