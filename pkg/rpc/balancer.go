@@ -129,9 +129,9 @@ func (b *balancer) pick(not *endpoint) *endpoint {
 }
 
 // mostWaiting is how many calls may wait at an endpoint before the others are
-// preferred, and the one that is up and has the fewest, if any is: one that froze gets no more, long before the first of its calls has
-// waited in vain. It is no balancing by load: whoever refuses quickly would get
-// the most.
+// preferred, and the endpoint that is up and has the fewest, nil if none is up. One
+// that froze gets no more, long before the first of its calls has waited in vain.
+// It is no balancing by load: whoever refuses quickly would get the most.
 func (b *balancer) mostWaiting(not *endpoint) (most int64, idlest *endpoint) {
 	const tolerated = 8
 	least := int64(0)
