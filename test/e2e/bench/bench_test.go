@@ -40,7 +40,7 @@ const (
 	mostBytes     = 10 << 10
 	leastGoodput  = 0.8 // of the peak, when three times the peak is asked for
 	// In milliseconds, for a machine on which a bare server carries paceRate messages a second in the closed loop, as
-	// on the one that the goals are from; on a slower one they are longer by as much (see pace).
+	// on the one that the goals are from; on a slower one they are longer by as much (see inPace).
 	mostRefusalP99 = 250.0
 	mostCrowdP99   = 50.0
 	paceRate       = 9100.0

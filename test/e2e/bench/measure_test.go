@@ -148,8 +148,8 @@ func (m *measurer) separate(t *testing.T) {
 	m.sayf("separate processes: %.0f messages/s, CPU s per 1,000 %.3f: %s; delivery %s", f.MessagesPerSecond, f.cpu(), f.shares(), f.Delivery)
 }
 
-// inPace measures, and how many times slower than the goals' machine this one was meanwhile: 1 if it was not. The
-// yardstick says so, just before and just after, for a shared machine may change its pace by a factor of two within minutes.
+// inPace measures, and gives how many times slower this machine was meanwhile than that of the goals, 1 if it was not. The
+// yardstick says so, just before and just after: a shared machine may change its pace by a factor of two within minutes.
 func (m *measurer) inPace(t *testing.T, yardstick people, measure func()) (pace float64) {
 	t.Helper()
 	rate := func() float64 {
