@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/parleychat/parley/pkg/outbox"
 	"github.com/parleychat/parley/pkg/postgres"
 	"github.com/parleychat/parley/pkg/testkit"
+	"github.com/parleychat/parley/services/messaging/internal/db"
 )
 
 // plainWorld is a database in which both ways to append are tried on twins.
@@ -238,4 +240,95 @@ func TestNothingIsAppendedWithoutTheLock(t *testing.T) {
 	_, known, err := w.appender.appendOne(t.Context(), s, row)
 	require.NoError(t, err)
 	require.True(t, known, "and the next try takes it")
+}
+
+// Those of a batch that are not appended take no number, wherever they stand.
+func TestABatchNumbersOnlyWhatPasses(t *testing.T) {
+	t.Parallel()
+	w := newPlainWorld(t)
+	first := w.direct()
+	another := func(change func(s *send)) *send {
+		s := *first
+		s.key.clientMessage = uuid.New()
+		change(&s)
+		return &s
+	}
+	same := func(*send) {}
+	var high uuid.UUID
+	require.NoError(t, w.db.QueryRow(t.Context(), "SELECT direct_high FROM conversation WHERE id = $1", first.conversationID).Scan(&high))
+	repeated := another(same)
+	w.exec(`INSERT INTO send_key (sender_id, client_message_id, conversation_id, seq, ordinal, created_at, content_hash) VALUES ($1, $2, $3, 6, 4, $4, $5)`,
+		repeated.key.sender, repeated.key.clientMessage, repeated.conversationID, w.clock.Now(), repeated.hash)
+	elsewhere := w.direct()
+	sends := []*send{
+		another(func(s *send) { s.key.sender = high }), first, repeated, elsewhere, another(same),
+		another(func(s *send) { s.conversationID = uuid.New() }), another(same),
+	}
+	verdicts, err := w.appender.appendAll(t.Context(), sends, w.outboxRow(first))
+	require.NoError(t, err)
+	type place struct {
+		outcome      outcome
+		seq, ordinal int64
+	}
+	var got []place
+	for _, v := range verdicts {
+		got = append(got, place{v.outcome, v.seq, v.ordinal})
+	}
+	require.Equal(t, []place{
+		{outcomeNotAllowed, 0, 0},
+		{outcomeAppended, 8, 6},
+		{outcomeRepeated, 6, 4},
+		{outcomeAppended, 8, 6},
+		{outcomeAppended, 9, 7},
+		{outcomeUnknown, 0, 0},
+		{outcomeAppended, 10, 8},
+	}, got)
+
+	var head, read, entries int64
+	require.NoError(t, w.db.QueryRow(t.Context(), `SELECT head_seq, read_seq, (SELECT count(*) FROM entry WHERE conversation_id = $1)
+		FROM conversation JOIN member ON conversation_id = id WHERE id = $1 AND user_id = $2`, first.conversationID, first.key.sender).Scan(&head, &read, &entries))
+	require.Equal(t, []int64{10, 10, 3}, []int64{head, read, entries})
+	var versions []*int64
+	require.NoError(t, w.db.QueryRow(t.Context(), "SELECT key_versions FROM outbox WHERE id = $1", first.conversationID).Scan(&versions))
+	require.Equal(t, []*int64{nil, new(int64(8)), nil, new(int64(8)), new(int64(9)), nil, new(int64(10))}, versions)
+
+	none, err := w.appender.appendAll(t.Context(), []*send{repeated, sends[5]}, w.outboxRow(repeated))
+	require.NoError(t, err)
+	require.Equal(t, []outcome{outcomeRepeated, outcomeUnknown}, []outcome{none[0].outcome, none[1].outcome})
+}
+
+// Sends move their senders' marks without a lock beforehand, and the flush of receipts locks the same rows: in one
+// order, or the two would hold up each other until PostgreSQL ends one of them.
+func TestSendsAndReceiptsMeetInOneOrder(t *testing.T) {
+	t.Parallel()
+	w := newPlainWorld(t)
+	const conversations, rounds = 60, 150
+	var rows db.MemberLockParams
+	sends := make([]*send, conversations)
+	for i := range sends {
+		sends[i] = w.direct()
+		rows.ConversationIds, rows.UserIds = append(rows.ConversationIds, sends[i].conversationID), append(rows.UserIds, sends[i].key.sender)
+	}
+	flushes := make(chan error, 1)
+	go func() {
+		for range rounds {
+			err := pgx.BeginFunc(t.Context(), w.db, func(tx pgx.Tx) error { return lockMarked(t.Context(), db.New(tx), rows) })
+			if err != nil {
+				flushes <- err
+				return
+			}
+		}
+		flushes <- nil
+	}()
+	for range rounds {
+		rand.Shuffle(len(sends), func(i, j int) { sends[i], sends[j] = sends[j], sends[i] })
+		for _, s := range sends {
+			s.key.clientMessage = uuid.New()
+		}
+		row := w.outboxRow(sends[0])
+		row.ID = uuid.New()
+		_, err := w.appender.appendAll(t.Context(), sends, row)
+		require.NoError(t, err)
+	}
+	require.NoError(t, <-flushes)
 }

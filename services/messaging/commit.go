@@ -25,8 +25,6 @@ import (
 var (
 	//go:embed batch/conversations.sql
 	lockConversationsSQL string
-	//go:embed batch/members.sql
-	lockMembersSQL string
 	//go:embed batch/append.sql
 	appendSQL string
 	//go:embed batch/permissions.sql
@@ -191,7 +189,6 @@ func (a *appender) appendAll(ctx context.Context, sends []*send, row outbox.Row)
 	batch := &pgx.Batch{}
 	batch.Queue(lockConversationsSQL, conversations)
 	queuePermissions(batch, sends)
-	batch.Queue(lockMembersSQL, conversations, senders)
 	batch.Queue(appendSQL, conversations, senders, keys, hashes, bodies,
 		now, now.Add(-permissionLife), int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
 
