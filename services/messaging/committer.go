@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -55,6 +56,7 @@ type committer struct {
 	metrics     *metrics
 	tracer      trace.Tracer
 	log         *slog.Logger
+	pushes      chan committed
 
 	// Guarded by the queue's lock: to take a send and to see that its conversation
 	// is parked is one step, or it could overtake what is being given back.
@@ -84,15 +86,32 @@ func newCommitter(cfg settings, a *appender, permissions Permissions, p *pusher,
 	c := &committer{
 		queue:    newGatherer(cfg.CommitBatch, batchBytes, cfg.CommitQueue, (*send).bytes),
 		appender: a, permissions: permissions, pusher: p, metrics: m, tracer: tracer, log: log,
-		parked: map[uuid.UUID]*parking{},
+		parked: map[uuid.UUID]*parking{}, pushes: make(chan committed, 1),
 	}
 	c.queue.aside = c.wait
 	return c
 }
 
-// run works until ctx has ended and everything that was accepted is answered.
+// committed is a batch whose pushes are to be made.
+type committed struct {
+	ctx      context.Context //nolint:containedctx // with the batch's span
+	sends    []*send
+	verdicts []verdict
+}
+
+// run works until ctx has ended and everything that was accepted is answered and
+// pushed. Pushes are made beside the next commit: without them there is less from
+// one commit to the next, which is all that many senders wait for.
 func (c *committer) run(ctx context.Context) error {
+	var pushing sync.WaitGroup
+	pushing.Go(func() {
+		for batch := range c.pushes {
+			c.push(batch)
+		}
+	})
 	c.queue.work(ctx, c.process)
+	close(c.pushes)
+	pushing.Wait()
 	return nil
 }
 
@@ -170,7 +189,7 @@ func (c *committer) commit(ctx context.Context, sends []*send) {
 	}
 }
 
-// settle answers the callers, then pushes: whoever sent has its answer first.
+// settle answers the callers, then has the batch pushed.
 func (c *committer) settle(ctx context.Context, sends []*send, verdicts []verdict) {
 	var again []*send
 	var stale []int
@@ -192,12 +211,17 @@ func (c *committer) settle(ctx context.Context, sends []*send, verdicts []verdic
 	if len(again) > 0 {
 		c.queue.giveBack(again, 0)
 	}
-	traced := trace.SpanContextFromContext(ctx).IsSampled()
-	for i, s := range sends {
-		if v := verdicts[i]; v.outcome == outcomeAppended {
-			of := ctx
+	c.pushes <- committed{ctx, sends, verdicts}
+}
+
+// push tells the devices of a batch what is in the log.
+func (c *committer) push(batch committed) {
+	traced := trace.SpanContextFromContext(batch.ctx).IsSampled()
+	for i, s := range batch.sends {
+		if v := batch.verdicts[i]; v.outcome == outcomeAppended {
+			of := batch.ctx
 			if traced { // a push belongs to its own send's trace, not to the batch's
-				of = trace.ContextWithSpanContext(ctx, s.span)
+				of = trace.ContextWithSpanContext(of, s.span)
 			}
 			c.pusher.entry(of, pair(v.low, v.high), s.entry(v))
 		}
