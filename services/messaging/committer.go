@@ -104,7 +104,7 @@ type committed struct {
 // one commit to the next, which is all that many senders wait for.
 func (c *committer) run(ctx context.Context) error {
 	var pushing sync.WaitGroup
-	pushing.Go(func() {
+	pushing.Go(func() { //nolint:contextcheck // each batch brings its own
 		for batch := range c.pushes {
 			c.push(batch)
 		}
