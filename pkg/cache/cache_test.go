@@ -12,7 +12,7 @@ import (
 	"github.com/parleychat/parley/pkg/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testkit.OfClusterClients()...) }
 
 func TestOpen(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ import (
 	errorv1 "github.com/parleychat/parley/proto/gen/parley/error/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testkit.OfClusterClients()...) }
 
 var noon = time.Date(2027, 3, 14, 12, 0, 0, 0, time.UTC)
 

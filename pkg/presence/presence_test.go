@@ -17,13 +17,7 @@ import (
 	realtimev1 "github.com/parleychat/parley/proto/gen/parley/realtime/v1"
 )
 
-// The cluster client closes connections to nodes that it has left after five
-// seconds, and looks at the cluster again up to a second after an error, by
-// goroutines that nobody can end.
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
-		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"))
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testkit.OfClusterClients()...) }
 
 const patience = 20 * time.Second
 

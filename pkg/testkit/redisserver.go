@@ -13,12 +13,22 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"go.uber.org/goleak"
 )
 
 var redisProgram = installed{program: "redis-server", env: "PARLEY_REDIS_BIN", ensure: "tools/redis/ensure"}
 
 // clusterNodes is how many masters RedisCluster has: the fewest that a cluster takes.
 const clusterNodes = 3
+
+// OfClusterClients are goroutines that the client of a Redis Cluster leaves behind, which nobody can end: it closes
+// connections to nodes that it has left after five seconds, and looks at the cluster again up to a second after an error.
+func OfClusterClients() []goleak.Option {
+	return []goleak.Option{
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"),
+	}
+}
 
 // RedisCluster starts a Redis Cluster of three masters of the test's own and returns its URL.
 func RedisCluster(t testing.TB) string {

@@ -21,11 +21,7 @@ import (
 // TestMain proves that a test binary that uses the kit keeps no goroutine of it.
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if err := goleak.Find(
-		// The client of a cluster leaves a goroutine that sleeps for five seconds before it closes old connections,
-		// and after an error one that sleeps for up to a second before it looks at the cluster again.
-		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
-		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1")); err != nil {
+	if err := goleak.Find(testkit.OfClusterClients()...); err != nil {
 		_, _ = os.Stderr.WriteString(err.Error() + "\n")
 		code = 1
 	}
