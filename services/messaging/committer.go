@@ -100,8 +100,8 @@ type committed struct {
 }
 
 // run works until ctx has ended and everything that was accepted is answered and
-// pushed. Pushes are made beside the next commit: without them there is less from
-// one commit to the next, which is all that many senders wait for.
+// pushed. Pushes are made beside the next commit: when many send they wait from one
+// commit to the next, so as little as possible is done in between.
 func (c *committer) run(ctx context.Context) error {
 	var pushing sync.WaitGroup
 	pushing.Go(func() { //nolint:contextcheck // each batch brings its own
