@@ -92,7 +92,8 @@ func newCommitter(cfg settings, a *appender, permissions Permissions, p *pusher,
 	return c
 }
 
-// committed is a batch whose pushes are to be made.
+// committed is a batch whose pushes are to be made. They are lost with the process, as
+// any push may be: the receivers repair.
 type committed struct {
 	ctx      context.Context //nolint:containedctx // with the batch's span
 	sends    []*send

@@ -91,7 +91,7 @@ moved AS (
 -- Whoever writes has read: the sender's marks move to its last entry. In the order in
 -- which the flush of receipts locks the same rows (queries/receipt.sql): a nested loop
 -- keeps the order of its outer side. If the two met crosswise all the same, PostgreSQL
--- would end one of them, and both try again.
+-- would end one of them, which tries again.
 marked AS (
     UPDATE member AS m
     SET read_seq = greatest(m.read_seq, w.seq),
