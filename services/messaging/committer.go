@@ -92,8 +92,8 @@ func newCommitter(cfg settings, a *appender, permissions Permissions, p *pusher,
 	return c
 }
 
-// committed is a batch whose pushes are to be made. They are lost with the process, as
-// any push may be: the receivers repair.
+// committed is a batch whose pushes are to be made. Should the process die first, the
+// relay of another replica makes them (see events.go), and receivers repair the rest.
 type committed struct {
 	ctx      context.Context //nolint:containedctx // with the batch's span
 	sends    []*send
