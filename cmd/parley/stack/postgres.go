@@ -22,6 +22,9 @@ const (
 	readyWithin = 60 * time.Second
 	// socketPathMax is what the kernel's sockaddr_un leaves for the folder of ".s.PGSQL.65535".
 	socketPathMax = 80
+	// logAheadFiles of the write-ahead log, of 16 MB each, are kept ready: half a minute of the fastest load that a
+	// small machine bears, and what a checkpoint a minute frees is used again.
+	logAheadFiles = 16
 )
 
 // PostgresOptions configures the PostgreSQL child.
@@ -165,11 +168,19 @@ func (c cluster) arguments(port int) []string {
 		// the next one meanwhile. 300 were not enough for two packages at once.
 		settings["max_connections"] = "1500"
 	}
-	args := []string{"-D", c.data(), "-p", strconv.Itoa(port)}
+	args := append([]string{"-D", c.data(), "-p", strconv.Itoa(port)}, c.logSettings()...)
 	for name, value := range settings {
 		args = append(args, "-c", name+"="+value)
 	}
 	return args
+}
+
+// logSettings keeps the files of layLogAhead: a checkpoint removes what is beyond min_wal_size and not soon needed.
+func (c cluster) logSettings() []string {
+	if c.volatile {
+		return nil
+	}
+	return []string{"-c", fmt.Sprintf("min_wal_size=%dMB", 16*(logAheadFiles+1))}
 }
 
 // ready reads the status that the postmaster keeps in the eighth line of its pid file. The pid is compared

@@ -141,6 +141,7 @@ func TestStart(t *testing.T) {
 		require.Equal(t, "on", query[string](t, s.Postgres.URL, "SHOW fsync"))
 		require.Equal(t, "UTF8", query[string](t, s.Postgres.URL, "SHOW server_encoding"))
 		require.Equal(t, "1min", query[string](t, s.Postgres.URL, "SHOW checkpoint_timeout"), "what a killed server has to replay is bounded")
+		require.GreaterOrEqual(t, query[int](t, s.Postgres.URL, "SELECT count(*) FROM pg_ls_waldir()"), 17, "no commit waits for a new file of the log")
 		require.NoError(t, s.Stop())
 		requireGone(t, s.Postgres.PID())
 
