@@ -75,9 +75,14 @@ func (c *connection) enqueueLocked(item outgoing, size int) {
 		c.flushing = true
 		c.flushSince = time.Now()
 		c.gw.wheel.within(&c.entry, c.gw.cfg.Socket.WriteTimeout) // whoever else wakes it comes later
-		go c.flush()
+		c.gw.workers.run((*flush)(c))
 	}
 }
+
+// flush is the task of a worker who empties a connection's queue.
+type flush connection
+
+func (f *flush) run() { (*connection)(f).flush() }
 
 // flush writes until the queue is empty. There is at most one per socket, and
 // none while it is idle.

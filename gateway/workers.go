@@ -13,7 +13,7 @@ const (
 	maxResting = 512
 )
 
-// task is what a worker does: a call, or the opening of a socket.
+// task is what a worker does: a call, the opening of a socket, the writing to one.
 type task interface{ run() }
 
 // workers run tasks on goroutines that stay for a while. A task needs a deep
