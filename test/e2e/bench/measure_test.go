@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,29 +39,14 @@ func (m *measurer) inTurns(ours, theirs people, args ...string) (us, them []figu
 	m.t.Helper()
 	for round := range m.plan.rounds {
 		if round%2 == 0 {
-			them = append(them, m.rested(theirs, args...))
-			us = append(us, m.rested(ours, args...))
+			them = append(them, m.load(theirs, args...))
+			us = append(us, m.load(ours, args...))
 		} else {
-			us = append(us, m.rested(ours, args...))
-			them = append(them, m.rested(theirs, args...))
+			us = append(us, m.load(ours, args...))
+			them = append(them, m.load(theirs, args...))
 		}
 	}
 	return us, them
-}
-
-// calmDisk waits until the disk has taken what was written before and not waited for. The kernel writes that in bursts,
-// half a minute later, and commits wait behind it: up to 270 ms in the window of whoever is measured then.
-func (m *measurer) calmDisk() {
-	if m.plan.judged {
-		syscall.Sync()
-	}
-}
-
-// rested measures with a calm disk.
-func (m *measurer) rested(p people, args ...string) figures {
-	m.t.Helper()
-	m.calmDisk()
-	return m.load(p, args...)
 }
 
 // ratio is the median of one figure of ours, round by round, to that of the yardstick.

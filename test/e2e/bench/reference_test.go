@@ -59,7 +59,7 @@ func (m *measurer) besideReference(t *testing.T) {
 			{idle, []string{"-sc", "idle", "-n", n, "-settle", "1s"}},
 		} {
 			r := theirs.measure(append(one.theirs, "-dur", m.duration())...)
-			f := m.rested(ours, one.ours...)
+			f := m.load(ours, one.ours...)
 			m.sayf("reference %s: rate %.2f times (%.0f to %.0f), CPU %.2f times (%.3f to %.3f), delivery p50 %.2f to %.2f, p99 %.2f to %.2f ms, connects %.0f to %.0f/s",
 				one.theirs[1], f.MessagesPerSecond/r.Rate, f.MessagesPerSecond, r.Rate, f.cpu()/r.CPU, f.cpu(), r.CPU,
 				f.Delivery.P50, r.Delivery.P50, f.Delivery.P99, r.Delivery.P99, f.ConnectsPerSecond, r.Connects)
