@@ -58,17 +58,6 @@ func ratio(us, them []figures, of func(figures) float64) float64 {
 	return median(list)
 }
 
-// medianOf is the median of one figure.
-func medianOf(runs []figures, of func(figures) float64) float64 {
-	var list []float64
-	for _, f := range runs {
-		list = append(list, of(f))
-	}
-	return median(list)
-}
-
-func delayP99(f figures) float64 { return f.Delivery.P99 }
-
 func median(list []float64) float64 {
 	slices.Sort(list)
 	return list[len(list)/2]
@@ -91,7 +80,8 @@ func (m *measurer) yardstick(t *testing.T) {
 		}
 		m.kept(m.load(ours, m.pairs(mode...)...))
 		rate := ratio(us, them, func(f figures) float64 { return f.MessagesPerSecond })
-		cpu, delay := ratio(us, them, figures.cpu), ratio(us, them, delayP99)
+		cpu := ratio(us, them, figures.cpu)
+		delay := ratio(us, them, func(f figures) float64 { return f.Delivery.P99 })
 		m.sayf("%s, times the yardstick (medians): rate %.2f, CPU %.2f, p99 %.2f", mode[1], rate, cpu, delay)
 		switch {
 		case !m.plan.judged:
