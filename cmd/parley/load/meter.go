@@ -12,14 +12,18 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// latencies is a histogram of times in microseconds, up to ten minutes, to three
-// digits.
+// latencies is a histogram of times in microseconds, up to ten minutes: to three digits for the report, to two for the
+// display.
 type latencies struct{ *hdrhistogram.Histogram }
 
-const longest = 10 * time.Minute
+const (
+	longest       = 10 * time.Minute
+	reportDigits  = 3
+	displayDigits = 2
+)
 
-func newLatencies() latencies {
-	return latencies{hdrhistogram.New(1, longest.Microseconds(), 3)}
+func newLatencies(digits int) latencies {
+	return latencies{hdrhistogram.New(1, longest.Microseconds(), digits)}
 }
 
 func (l latencies) add(d time.Duration) {
@@ -40,12 +44,14 @@ func (l latencies) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (l *latencies) UnmarshalJSON(b []byte) error {
+func (l *latencies) UnmarshalJSON(b []byte) error { return l.decode(b, reportDigits) }
+
+func (l *latencies) decode(b []byte, digits int) error {
 	var pairs [][2]int64
 	if err := json.Unmarshal(b, &pairs); err != nil {
 		return err
 	}
-	decoded := newLatencies()
+	decoded := newLatencies(digits)
 	for _, pair := range pairs {
 		value, count := pair[0], pair[1]
 		if value < 0 || count < 0 || count > math.MaxInt64-decoded.TotalCount() {
@@ -58,6 +64,12 @@ func (l *latencies) UnmarshalJSON(b []byte) error {
 	*l = decoded
 	return nil
 }
+
+// coarse are latencies of two digits, an eighth of the memory.
+type coarse struct{ latencies }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (c *coarse) UnmarshalJSON(b []byte) error { return c.decode(b, displayDigits) }
 
 // Counts are what one or all client processes saw in a span of time.
 type Counts struct {
@@ -106,10 +118,13 @@ type Counts struct {
 	Late latencies `json:"late"`
 }
 
-func newCounts() *Counts {
+// newCounts makes counts for a report.
+func newCounts() *Counts { return newCountsTo(reportDigits) }
+
+func newCountsTo(digits int) *Counts {
 	c := &Counts{Errors: map[string]int64{}}
 	for _, l := range c.histograms() {
-		*l = newLatencies()
+		*l = newLatencies(digits)
 	}
 	return c
 }
@@ -163,6 +178,8 @@ type moment int64
 type meter struct {
 	mu     sync.Mutex
 	second *Counts
+	// idle takes the place of second while that is told. Only the one who tells uses it.
+	idle   *Counts
 	window *Counts
 	epoch  time.Time
 	// from and until bound the window.
@@ -171,7 +188,9 @@ type meter struct {
 
 // newMeter measures everything from now on.
 func newMeter() *meter {
-	return &meter{second: newCounts(), window: newCounts(), epoch: time.Now(), until: math.MaxInt64}
+	return &meter{
+		second: newCountsTo(displayDigits), idle: newCountsTo(displayDigits), window: newCounts(), epoch: time.Now(), until: math.MaxInt64,
+	}
 }
 
 // at is the moment of a time that this process has read, or made from one.
@@ -220,12 +239,14 @@ func (m *meter) fail(intended moment, err error) {
 	m.count(intended, func(c *Counts) { c.Errors[nameOf(err)]++ })
 }
 
-// takeSecond returns what was counted since the last call, into c.
-func (m *meter) takeSecond(into *Counts) {
+// tellSecond tells what was counted since the last call. Counting goes on meanwhile and waits for nothing: what this
+// takes would be in the times that are measured.
+func (m *meter) tellSecond(tell func(c *Counts) error) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	into.add(m.second)
-	m.second.reset()
+	m.second, m.idle = m.idle, m.second
+	m.mu.Unlock()
+	defer m.idle.reset()
+	return tell(m.idle)
 }
 
 // takeWindow returns the window's counts so far.

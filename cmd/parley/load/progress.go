@@ -10,23 +10,30 @@ import (
 
 // board gathers the seconds of all client processes and shows them.
 type board struct {
-	mu     sync.Mutex
-	alive  map[int]int
-	counts *Counts
-	phase  string
-	out    io.Writer
-	began  time.Time
+	mu    sync.Mutex
+	alive map[int]int
+	all   second
+	phase string
+	out   io.Writer
+	began time.Time
 }
 
 func newBoard(out io.Writer) *board {
-	return &board{alive: map[int]int{}, counts: newCounts(), out: out, began: time.Now()}
+	b := &board{alive: map[int]int{}, out: out, began: time.Now()}
+	b.all.Ack.latencies, b.all.Delivery.latencies = newLatencies(displayDigits), newLatencies(displayDigits)
+	return b
 }
 
 func (b *board) tell(process int, s *second) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.alive[process] = s.Alive
-	b.counts.add(s.Counts)
+	b.all.Sent += s.Sent
+	b.all.Acked += s.Acked
+	b.all.Delivered += s.Delivered
+	b.all.Errors += s.Errors
+	b.all.Ack.Merge(s.Ack.Histogram)
+	b.all.Delivery.Merge(s.Delivery.Histogram)
 }
 
 // enter names what is going on now.
@@ -57,20 +64,18 @@ func (b *board) line() string {
 	for _, n := range b.alive {
 		alive += n
 	}
-	c := b.counts
-	var errors int64
-	for _, n := range c.Errors {
-		errors += n
-	}
+	all := &b.all
 	line := fmt.Sprintf("%4.0fs %-8s conns %6d  sent/s %6d  acked/s %6d  delivered/s %6d  ack p50 %s p99 %s  delivery p50 %s p99 %s  errors %d\n",
-		time.Since(b.began).Seconds(), b.phase, alive, c.Sent, c.AckedIn, c.DeliveredIn,
-		ms(c.Ack, 50), ms(c.Ack, 99), ms(c.Delivery, 50), ms(c.Delivery, 99), errors)
-	c.reset()
+		time.Since(b.began).Seconds(), b.phase, alive, all.Sent, all.Acked, all.Delivered,
+		ms(all.Ack, 50), ms(all.Ack, 99), ms(all.Delivery, 50), ms(all.Delivery, 99), all.Errors)
+	all.Sent, all.Acked, all.Delivered, all.Errors = 0, 0, 0, 0
+	all.Ack.Reset()
+	all.Delivery.Reset()
 	return line
 }
 
 // ms is a percentile for people.
-func ms(l latencies, percentile float64) string {
+func ms(l coarse, percentile float64) string {
 	if l.TotalCount() == 0 {
 		return "     -"
 	}

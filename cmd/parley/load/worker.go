@@ -44,8 +44,13 @@ type answer struct {
 
 // second is what is shown while the load runs.
 type second struct {
-	Alive  int     `json:"alive"`
-	Counts *Counts `json:"counts"`
+	Alive     int    `json:"alive"`
+	Sent      int64  `json:"sent"`
+	Acked     int64  `json:"acked"`
+	Delivered int64  `json:"delivered"`
+	Errors    int64  `json:"errors"`
+	Ack       coarse `json:"ack"`
+	Delivery  coarse `json:"delivery"`
 }
 
 // outcome answers an order.
@@ -157,9 +162,17 @@ func (w *worker) seconds(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			counts := newCounts()
-			w.run.meter.takeSecond(counts)
-			if w.tell(answer{Second: &second{Alive: w.run.alive(), Counts: counts}}) != nil {
+			err := w.run.meter.tellSecond(func(c *Counts) error {
+				s := &second{
+					Alive: w.run.alive(), Sent: c.Sent, Acked: c.AckedIn, Delivered: c.DeliveredIn,
+					Ack: coarse{c.Ack}, Delivery: coarse{c.Delivery},
+				}
+				for _, n := range c.Errors {
+					s.Errors += n
+				}
+				return w.tell(answer{Second: s})
+			})
+			if err != nil {
 				return // the parent has gone; the end of its orders tells the rest
 			}
 		}
