@@ -44,32 +44,37 @@ func (l latencies) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (l *latencies) UnmarshalJSON(b []byte) error { return l.decode(b, reportDigits) }
+func (l *latencies) UnmarshalJSON(b []byte) (err error) {
+	*l, err = decodeLatencies(b, reportDigits)
+	return err
+}
 
-func (l *latencies) decode(b []byte, digits int) error {
+func decodeLatencies(b []byte, digits int) (latencies, error) {
+	decoded := newLatencies(digits)
 	var pairs [][2]int64
 	if err := json.Unmarshal(b, &pairs); err != nil {
-		return err
+		return decoded, err
 	}
-	decoded := newLatencies(digits)
 	for _, pair := range pairs {
 		value, count := pair[0], pair[1]
 		if value < 0 || count < 0 || count > math.MaxInt64-decoded.TotalCount() {
-			return errors.New("decode a histogram: numbers that nobody counted")
+			return decoded, errors.New("decode a histogram: numbers that nobody counted")
 		}
 		if err := decoded.RecordValues(value, count); err != nil {
-			return fmt.Errorf("decode a histogram: %w", err)
+			return decoded, fmt.Errorf("decode a histogram: %w", err)
 		}
 	}
-	*l = decoded
-	return nil
+	return decoded, nil
 }
 
 // coarse are latencies of two digits, an eighth of the memory.
 type coarse struct{ latencies }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (c *coarse) UnmarshalJSON(b []byte) error { return c.decode(b, displayDigits) }
+func (c *coarse) UnmarshalJSON(b []byte) (err error) {
+	c.latencies, err = decodeLatencies(b, displayDigits)
+	return err
+}
 
 // Counts are what one or all client processes saw in a span of time.
 type Counts struct {
