@@ -171,6 +171,11 @@ func (b *Bus) Close() {
 	b.conn.Close()
 }
 
+// remembered is for how long NATS leaves out an event that is published again, with ten times what an outbox takes to
+// publish what is in doubt. Whatever comes later listeners find by themselves. NATS keeps each id in memory for it, which
+// at thousands of events a second was most of what its process held.
+const remembered = 30 * time.Second
+
 // EnsureStream makes the stream of a domain, or that of its signals, if it is
 // missing, and returns it. Whoever the permissions of NATS let may, in production its
 // owner alone: whether a stream was lost and made anew shows in the time of its creation, not in who made it.
@@ -185,7 +190,7 @@ func (b *Bus) EnsureStream(ctx context.Context, domain string) (jetstream.Stream
 		Storage:     jetstream.FileStorage,
 		Replicas:    b.cfg.Replicas,
 		MaxAge:      b.cfg.MaxAge,
-		Duplicates:  min(2*time.Minute, b.cfg.MaxAge),
+		Duplicates:  min(remembered, b.cfg.MaxAge),
 		Discard:     jetstream.DiscardOld,
 	})
 }
@@ -198,7 +203,7 @@ func (b *Bus) ensureDead(ctx context.Context) (jetstream.Stream, error) {
 		Storage:     jetstream.FileStorage,
 		Replicas:    b.cfg.Replicas,
 		MaxAge:      b.cfg.DeadMaxAge,
-		Duplicates:  min(2*time.Minute, b.cfg.DeadMaxAge),
+		Duplicates:  min(remembered, b.cfg.DeadMaxAge),
 		Discard:     jetstream.DiscardOld,
 	})
 }

@@ -38,7 +38,7 @@ func (b *Bus) ensureSignals(ctx context.Context, domain string) (jetstream.Strea
 		Storage:     jetstream.FileStorage,
 		Replicas:    b.cfg.Replicas,
 		MaxAge:      age,
-		Duplicates:  min(2*time.Minute, age),
+		Duplicates:  min(remembered, age),
 		Discard:     jetstream.DiscardOld,
 	})
 }
