@@ -171,9 +171,9 @@ func (b *Bus) Close() {
 	b.conn.Close()
 }
 
-// remembered is for how long NATS leaves out an event that is published again, with ten times what an outbox takes to
-// publish what is in doubt. Whatever comes later listeners find by themselves. NATS keeps each id in memory for it, which
-// at thousands of events a second was most of what its process held.
+// remembered is for how long NATS leaves out an event that is published again: ten times what passes before the relay of
+// an outbox does that. NATS keeps each id of that time in memory. Later ones are found by the listeners, which know what
+// they have taken.
 const remembered = 30 * time.Second
 
 // EnsureStream makes the stream of a domain, or that of its signals, if it is

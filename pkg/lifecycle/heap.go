@@ -14,15 +14,17 @@ import (
 
 const (
 	// What may be allocated between two collections, in bytes: what the process
-	// allocates in a pace, within these bounds. Go's own rule gives as much room as
-	// there is live memory: little in a process that has just started to work, which
+	// allocates in collectEvery, within these bounds. Go's own rule gives as much room
+	// as there is live memory: little in a process that has just started to work, which
 	// then collects ten times a second, and too much in a gateway that holds the state
-	// of a hundred thousand silent sockets.
+	// of a hundred thousand silent sockets. Where memory is limited, the room is at most
+	// a limitShare of the limit, as far as it is above the lower bound.
 	heapRoom, mostRoom = 64 << 20, 256 << 20
-	// A collection takes the CPUs of a small machine for 15 to 30 ms, and whatever is
-	// under way waits as long. One in a pace meets a thousandth of the messages, where
-	// p99 does not see it.
-	pace = 20 * time.Second
+	limitShare         = 3
+	// A collection takes both CPUs of a small machine for 15 to 30 ms, and whatever is
+	// under way waits as long. One in that time meets a thousandth of the messages: p99
+	// does not see it.
+	collectEvery = 20 * time.Second
 	// leastPercent bounds the work of the collector where live memory is far larger
 	// than the room, and mostPercent what a nearly empty heap may grow to.
 	leastPercent, mostPercent = 50, 1600
@@ -95,13 +97,15 @@ func (t *collectorTuner) adjust() {
 	}
 }
 
-// room is what a pace allocates, by what was allocated since the last collection.
+// room is what is allocated in collectEvery, by the pace since the last collection.
 func (t *collectorTuner) room() uint64 {
 	metrics.Read(t.allocated)
 	allocated, now := t.allocated[0].Value.Uint64(), time.Now()
-	inPace := float64(allocated-t.before) * float64(pace) / float64(max(now.Sub(t.at), time.Millisecond))
+	wanted := float64(allocated-t.before) * float64(collectEvery) / float64(max(now.Sub(t.at), time.Millisecond))
 	t.before, t.at = allocated, now
-	return uint64(min(max(inPace, heapRoom), mostRoom))
+	limit := debug.SetMemoryLimit(-1) // only asks
+	most := max(min(mostRoom, limit/limitShare), heapRoom)
+	return uint64(min(max(wanted, heapRoom), float64(most)))
 }
 
 // giveBack returns free memory to the system in calm times. The processes of a machine

@@ -2,6 +2,7 @@ package lifecycle_test
 
 import (
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"testing"
 	"time"
@@ -36,6 +37,21 @@ func TestTheRoomBetweenCollectionsDoesNotGrowWithTheHeap(t *testing.T) {
 		return percent() > 200
 	}, 30*time.Second, 10*time.Millisecond, "and back")
 	require.Empty(t, held)
+
+	held = append(held, make([]byte, 50<<20))
+	busy := func(is func(percent uint64) bool) func() bool {
+		return func() bool {
+			for range 100 {
+				held = append(held[:1], make([]byte, 1<<20))
+			}
+			runtime.GC()
+			return is(percent())
+		}
+	}
+	require.Eventually(t, busy(func(p uint64) bool { return p > 300 }), 30*time.Second, 10*time.Millisecond, "a busy process gets more")
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(240 << 20))
+	require.Eventually(t, busy(func(p uint64) bool { return p > 100 && p < 200 }), 30*time.Second, 10*time.Millisecond, "as far as there is memory")
+	runtime.KeepAlive(held)
 }
 
 func percent() uint64 {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/parleychat/parley/pkg/clock"
 	"github.com/parleychat/parley/pkg/event"
 	eventv1 "github.com/parleychat/parley/proto/gen/parley/event/v1"
 )
@@ -21,6 +22,9 @@ const (
 	// stallTime is how long the publisher is held up when too many events wait
 	// for their acknowledgement, before it leaves a row to the relay.
 	stallTime = 2 * time.Second
+	// restTime is for how long the publisher lets rows gather when it has sent all that were there, so that it, NATS and
+	// the acknowledgements have several to do at a time. A row that comes after a rest waits for nothing.
+	restTime = 10 * time.Millisecond
 	// markRows and markWait bound one UPDATE that marks. Nobody waits for it, and a
 	// transaction for each row would cost as much as the sends themselves: so rows
 	// gather for a moment. After a crash those of this moment are published again.
@@ -52,7 +56,7 @@ type sentRow struct {
 	err     error
 }
 
-// publish sends the rows of the queue, without waiting for acknowledgements.
+// publish sends the rows of the queue, without waiting for acknowledgements, and rests between.
 func (o *Outbox) publish(ctx context.Context, sent chan<- sentRow) {
 	select {
 	case <-o.gate:
@@ -67,6 +71,9 @@ func (o *Outbox) publish(ctx context.Context, sent chan<- sentRow) {
 			s := sentRow{row: row}
 			s.futures, s.err = o.send(row.events)
 			sent <- s // collect reads until it is closed
+		}
+		if len(o.queue) == 0 {
+			clock.Pause(ctx, restTime)
 		}
 	}
 }

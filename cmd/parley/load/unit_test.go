@@ -135,6 +135,49 @@ func TestLatenciesTravelAndMerge(t *testing.T) {
 	require.InEpsilon(t, 1000, l.Max, 0.01)
 }
 
+// The display counts on while a second is told, shows each once, and takes nothing from the report.
+func TestASecondIsToldOnce(t *testing.T) {
+	t.Parallel()
+	m := newMeter()
+	one := func(ms int) {
+		m.arrived(m.now(), m.now(), func(c *Counts) {
+			c.Sent++
+			c.Ack.add(time.Duration(ms) * time.Millisecond)
+			c.Delivery.add(time.Duration(ms) * time.Millisecond)
+		}, func(c *Counts) { c.AckedIn++; c.DeliveredIn++ })
+	}
+	shown := func(meanwhile func()) string {
+		b := newBoard(io.Discard)
+		for process, alive := range []int{3, 4} {
+			require.NoError(t, m.tellSecond(func(c *Counts) error {
+				raw, err := json.Marshal(answer{Second: secondOf(c, alive)})
+				require.NoError(t, err)
+				meanwhile()
+				var got answer
+				require.NoError(t, json.Unmarshal(raw, &got))
+				b.tell(process, got.Second)
+				return nil
+			}))
+			meanwhile = func() {}
+		}
+		line := b.line()
+		require.Contains(t, b.line(), "sent/s      0  acked/s      0  delivered/s      0  ack p50      - p99      -  delivery p50      - p99      -  errors 0")
+		return line
+	}
+	for i := range 200 {
+		one(i/2 + 1)
+	}
+	m.fail(m.now(), io.EOF)
+	line := shown(func() { one(7) })
+	require.Contains(t, line, "conns      7  sent/s    201  acked/s    201  delivered/s    201")
+	require.Regexp(t, `delivery p50 +(49|50|51)\.\dms p99 +(99|100)\.\dms  errors 1`, line)
+	require.Contains(t, shown(func() {}), "sent/s      0", "what came while the last one was told was in its second part")
+	all := m.takeWindow()
+	require.EqualValues(t, 201, all.Sent)
+	require.EqualValues(t, 201, all.Delivery.TotalCount())
+	require.EqualValues(t, 1, all.Errors[nameOf(io.EOF)])
+}
+
 func TestSharesAreWhole(t *testing.T) {
 	t.Parallel()
 	for _, o := range []Options{

@@ -53,6 +53,17 @@ type second struct {
 	Delivery  coarse `json:"delivery"`
 }
 
+// secondOf is what is shown of counts that the meter tells, and valid for as long.
+func secondOf(c *Counts, alive int) *second {
+	s := &second{
+		Alive: alive, Sent: c.Sent, Acked: c.AckedIn, Delivered: c.DeliveredIn, Ack: coarse{c.Ack}, Delivery: coarse{c.Delivery},
+	}
+	for _, n := range c.Errors {
+		s.Errors += n
+	}
+	return s
+}
+
 // outcome answers an order.
 type outcome struct {
 	Error     string     `json:"error"`
@@ -163,14 +174,7 @@ func (w *worker) seconds(ctx context.Context) {
 			return
 		case <-tick.C:
 			err := w.run.meter.tellSecond(func(c *Counts) error {
-				s := &second{
-					Alive: w.run.alive(), Sent: c.Sent, Acked: c.AckedIn, Delivered: c.DeliveredIn,
-					Ack: coarse{c.Ack}, Delivery: coarse{c.Delivery},
-				}
-				for _, n := range c.Errors {
-					s.Errors += n
-				}
-				return w.tell(answer{Second: s})
+				return w.tell(answer{Second: secondOf(c, w.run.alive())})
 			})
 			if err != nil {
 				return // the parent has gone; the end of its orders tells the rest
