@@ -21,6 +21,10 @@ const (
 	// a limitShare of the limit, as far as it is above the lower bound.
 	heapRoom, mostRoom = 64 << 20, 256 << 20
 	limitShare         = 3
+	// While more than a keptShare of what is allocated stays, as when thousands connect,
+	// the room is what is allocated in a second: what stays lies between what goes, and
+	// pages of which a part is used are not given back.
+	keptShare = 32
 	// A collection takes both CPUs of a small machine for 15 to 30 ms, and whatever is
 	// under way waits as long. One in that time meets a thousandth of the messages: p99
 	// does not see it.
@@ -48,8 +52,9 @@ func TuneCollector(ctx context.Context) {
 		return
 	}
 	t := &collectorTuner{
-		held: samples("/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes"), allocated: samples("/gc/heap/allocs:bytes"),
-		at: time.Now(),
+		live:      samples("/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes"),
+		allocated: samples("/gc/heap/allocs:bytes"),
+		last:      collected{at: time.Now()},
 	}
 	t.adjust()
 	t.arm()
@@ -67,11 +72,16 @@ func samples(names ...string) []metrics.Sample {
 // collectorTuner follows the size of the live heap and the pace of allocation. It
 // runs after each collection, on the one goroutine of the runtime's cleanups.
 type collectorTuner struct {
-	held      []metrics.Sample // what GOGC is a percentage of
+	live      []metrics.Sample // what GOGC is a percentage of
 	allocated []metrics.Sample // since the start
-	before    uint64           // allocated, at the last collection
-	at        time.Time        // of the last collection
+	last      collected
 	percent   int
+}
+
+// collected is what a collection left, and when.
+type collected struct {
+	held, allocated uint64
+	at              time.Time
 }
 
 // arm has adjust called after the next collection, by an object that nobody holds.
@@ -84,12 +94,14 @@ func (t *collectorTuner) arm() {
 }
 
 func (t *collectorTuner) adjust() {
-	metrics.Read(t.held)
-	var held uint64
-	for _, s := range t.held {
-		held += s.Value.Uint64()
+	metrics.Read(t.live)
+	metrics.Read(t.allocated)
+	now := collected{allocated: t.allocated[0].Value.Uint64(), at: time.Now()}
+	for _, s := range t.live {
+		now.held += s.Value.Uint64()
 	}
-	percent := min(max(int(t.room()*100/max(held, 1)), leastPercent), mostPercent)
+	percent := min(max(int(room(t.last, now)*100/max(now.held, 1)), leastPercent), mostPercent)
+	t.last = now
 	// To set it stops the world for a moment: not for nothing.
 	if diff := percent - t.percent; diff*10 > t.percent || diff*10 < -t.percent {
 		t.percent = percent
@@ -97,12 +109,13 @@ func (t *collectorTuner) adjust() {
 	}
 }
 
-// room is what is allocated in collectEvery, by the pace since the last collection.
-func (t *collectorTuner) room() uint64 {
-	metrics.Read(t.allocated)
-	allocated, now := t.allocated[0].Value.Uint64(), time.Now()
-	wanted := float64(allocated-t.before) * float64(collectEvery) / float64(max(now.Sub(t.at), time.Millisecond))
-	t.before, t.at = allocated, now
+// room is what may be allocated until the next collection, by what was since the last.
+func room(last, now collected) uint64 {
+	allocated, far := now.allocated-last.allocated, collectEvery
+	if now.held > last.held+allocated/keptShare {
+		far = time.Second
+	}
+	wanted := float64(allocated) * float64(far) / float64(max(now.at.Sub(last.at), time.Millisecond))
 	limit := debug.SetMemoryLimit(-1) // only asks
 	most := max(min(mostRoom, limit/limitShare), heapRoom)
 	return uint64(min(max(wanted, heapRoom), float64(most)))

@@ -39,18 +39,25 @@ func TestTheRoomBetweenCollectionsDoesNotGrowWithTheHeap(t *testing.T) {
 	require.Empty(t, held)
 
 	held = append(held, make([]byte, 50<<20))
-	busy := func(is func(percent uint64) bool) func() bool {
+	keep := 0
+	second := func(is func(percent uint64) bool) func() bool {
 		return func() bool {
-			for range 100 {
-				held = append(held[:1], make([]byte, 1<<20))
+			for i := range 100 {
+				if b := make([]byte, 1<<20); i < keep {
+					held = append(held, b)
+				}
 			}
 			runtime.GC()
 			return is(percent())
 		}
 	}
-	require.Eventually(t, busy(func(p uint64) bool { return p > 300 }), 30*time.Second, 10*time.Millisecond, "a busy process gets more")
+	require.Eventually(t, second(func(p uint64) bool { return p > 300 }), 30*time.Second, time.Second, "a busy process gets more")
+	keep = 5
+	require.Eventually(t, second(func(p uint64) bool { return p < 200 }), 30*time.Second, time.Second, "not while it grows")
+	keep = 0
+	require.Eventually(t, second(func(p uint64) bool { return p > 250 }), 30*time.Second, time.Second, "but when it has grown")
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(240 << 20))
-	require.Eventually(t, busy(func(p uint64) bool { return p > 100 && p < 200 }), 30*time.Second, 10*time.Millisecond, "as far as there is memory")
+	require.Eventually(t, second(func(p uint64) bool { return p < 200 }), 30*time.Second, time.Second, "as far as there is memory")
 	runtime.KeepAlive(held)
 }
 
