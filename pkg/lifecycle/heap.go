@@ -13,22 +13,20 @@ import (
 )
 
 const (
-	// What may be allocated between two collections, in bytes: what the process
-	// allocates in collectEvery, within these bounds. Go's own rule gives as much room
-	// as there is live memory: little in a process that has just started to work, which
-	// then collects ten times a second, and too much in a gateway that holds the state
-	// of a hundred thousand silent sockets. Where memory is limited, the room is at most
-	// a limitShare of the limit, as far as it is above the lower bound.
+	// What may be allocated between two collections, in bytes. Go's own rule gives as
+	// much room as there is live memory: little in a process that has just started to
+	// work, which then collects ten times a second, and too much in a gateway that holds
+	// the state of a hundred thousand silent sockets. Where memory is limited, the room
+	// is at most a limitShare of the limit, as far as it is above the lower bound.
 	heapRoom, mostRoom = 64 << 20, 256 << 20
 	limitShare         = 3
-	// While more than a keptShare of what is allocated stays, as when thousands connect,
-	// the room is what is allocated in a second: what stays lies between what goes, and
-	// pages of which a part is used are not given back.
-	keptShare = 32
 	// A collection takes both CPUs of a small machine for 15 to 30 ms, and whatever is
-	// under way waits as long. One in that time meets a thousandth of the messages: p99
-	// does not see it.
-	collectEvery = 20 * time.Second
+	// under way waits as long. As far as there is room they are collectEvery apart: one
+	// meets two thousandths of the messages, and p99 does not see it. A process that
+	// allocates more than that cannot have it, and collects once a second. It gets no
+	// more room in vain: what stays, as when thousands connect, would lie scattered
+	// among what goes, and pages of which a part is used are not given back.
+	collectEvery, collectFast = 15 * time.Second, time.Second
 	// leastPercent bounds the work of the collector where live memory is far larger
 	// than the room, and mostPercent what a nearly empty heap may grow to.
 	leastPercent, mostPercent = 50, 1600
@@ -73,15 +71,15 @@ func samples(names ...string) []metrics.Sample {
 // runs after each collection, on the one goroutine of the runtime's cleanups.
 type collectorTuner struct {
 	live      []metrics.Sample // what GOGC is a percentage of
-	allocated []metrics.Sample // since the start
+	allocated []metrics.Sample
 	last      collected
 	percent   int
 }
 
-// collected is what a collection left, and when.
+// collected is when a collection was, and what had been allocated by then.
 type collected struct {
-	held, allocated uint64
-	at              time.Time
+	allocated uint64 // since the start
+	at        time.Time
 }
 
 // arm has adjust called after the next collection, by an object that nobody holds.
@@ -97,10 +95,11 @@ func (t *collectorTuner) adjust() {
 	metrics.Read(t.live)
 	metrics.Read(t.allocated)
 	now := collected{allocated: t.allocated[0].Value.Uint64(), at: time.Now()}
+	var live uint64
 	for _, s := range t.live {
-		now.held += s.Value.Uint64()
+		live += s.Value.Uint64()
 	}
-	percent := min(max(int(room(t.last, now)*100/max(now.held, 1)), leastPercent), mostPercent)
+	percent := min(max(int(room(t.last, now)*100/max(live, 1)), leastPercent), mostPercent)
 	t.last = now
 	// To set it stops the world for a moment: not for nothing.
 	if diff := percent - t.percent; diff*10 > t.percent || diff*10 < -t.percent {
@@ -111,14 +110,14 @@ func (t *collectorTuner) adjust() {
 
 // room is what may be allocated until the next collection, by what was since the last.
 func room(last, now collected) uint64 {
-	allocated, far := now.allocated-last.allocated, collectEvery
-	if now.held > last.held+allocated/keptShare {
-		far = time.Second
-	}
-	wanted := float64(allocated) * float64(far) / float64(max(now.at.Sub(last.at), time.Millisecond))
+	pace := float64(now.allocated-last.allocated) / max(now.at.Sub(last.at).Seconds(), 1e-3)
 	limit := debug.SetMemoryLimit(-1) // only asks
-	most := max(min(mostRoom, limit/limitShare), heapRoom)
-	return uint64(min(max(wanted, heapRoom), float64(most)))
+	most := float64(max(min(mostRoom, limit/limitShare), heapRoom))
+	wanted := pace * collectEvery.Seconds()
+	if wanted > most {
+		wanted = pace * collectFast.Seconds()
+	}
+	return uint64(min(max(wanted, heapRoom), most))
 }
 
 // giveBack returns free memory to the system in calm times. The processes of a machine
