@@ -171,10 +171,15 @@ func (b *Bus) Close() {
 	b.conn.Close()
 }
 
-// remembered is for how long NATS leaves out an event that is published again: ten times what passes before the relay of
-// an outbox does that. NATS keeps each id of that time in memory. Later ones are found by the listeners, which know what
-// they have taken.
-const remembered = 30 * time.Second
+const (
+	// remembered is for how long NATS leaves out an event that is published again: ten times what passes before the relay
+	// of an outbox does that. NATS keeps each id of that time in memory. One that comes later changes nothing either:
+	// that is what the Mode of a listener is for.
+	remembered = 30 * time.Second
+	// letterRemembered is the same for dead letters, of which there are few: after ackWait an event is delivered again,
+	// and is tried for as long once more, before it is parked again.
+	letterRemembered = 4 * ackWait
+)
 
 // EnsureStream makes the stream of a domain, or that of its signals, if it is
 // missing, and returns it. Whoever the permissions of NATS let may, in production its
@@ -203,7 +208,7 @@ func (b *Bus) ensureDead(ctx context.Context) (jetstream.Stream, error) {
 		Storage:     jetstream.FileStorage,
 		Replicas:    b.cfg.Replicas,
 		MaxAge:      b.cfg.DeadMaxAge,
-		Duplicates:  min(remembered, b.cfg.DeadMaxAge),
+		Duplicates:  min(letterRemembered, b.cfg.DeadMaxAge),
 		Discard:     jetstream.DiscardOld,
 	})
 }

@@ -76,6 +76,18 @@ func TestDeadLetters(t *testing.T) {
 	require.Contains(t, shown.Letter.GetError(), "no meat")
 	require.Equal(t, "cub", shown.Letter.GetEvent().GetKey())
 
+	// Who parks an event and dies has it delivered again after AckWait, and parked by another: one letter.
+	letters, err := w.bus.JetStream().Stream(ctx, "dead-letters")
+	require.NoError(t, err)
+	events, err := w.bus.JetStream().Stream(ctx, event.StreamName("zoo"))
+	require.NoError(t, err)
+	consumers := 0
+	for c := range events.ListConsumers(ctx).Info() {
+		consumers++
+		require.Greater(t, letters.CachedInfo().Config.Duplicates, 2*c.Config.AckWait)
+	}
+	require.Equal(t, 3, consumers)
+
 	dropped, err = w.bus.Drop(ctx, event.DeadFilter{Seq: born.Seq})
 	require.NoError(t, err)
 	require.Equal(t, 1, dropped)
