@@ -21,11 +21,11 @@ const (
 	heapRoom, mostRoom = 64 << 20, 256 << 20
 	limitShare         = 3
 	// A collection takes both CPUs of a small machine for 15 to 30 ms, and whatever is
-	// under way waits as long. As far as there is room they are collectEvery apart: one
+	// under way waits as long. Where there is room they are collectEvery apart: one
 	// meets two thousandths of the messages, and p99 does not see it. A process that
-	// allocates more than that cannot have it, and collects once a second. It gets no
-	// more room in vain: what stays, as when thousands connect, would lie scattered
-	// among what goes, and pages of which a part is used are not given back.
+	// allocates too fast for that collects each collectFast. More room would not help it,
+	// and cost more than itself: what stays, as when thousands connect, would lie
+	// scattered among what goes, and pages of which a part is used are not given back.
 	collectEvery, collectFast = 15 * time.Second, time.Second
 	// leastPercent bounds the work of the collector where live memory is far larger
 	// than the room, and mostPercent what a nearly empty heap may grow to.

@@ -48,7 +48,7 @@ func TestTheRoomBetweenCollectionsDoesNotGrowWithTheHeap(t *testing.T) {
 			return is(percent())
 		}
 	}
-	// The first of these is measured from a burst on, the second by its pace.
+	// The first try of each comes at once and so looks fast, the next ones are a second apart.
 	require.Eventually(t, second(10, func(p uint64) bool { return p > 200 && p < 400 }), 30*time.Second, time.Second, "fifteen seconds of a calm pace")
 	require.Eventually(t, second(80, func(p uint64) bool { return p > 100 && p < 200 }), 30*time.Second, time.Second, "one of a fast one")
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(240 << 20))
