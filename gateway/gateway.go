@@ -44,6 +44,9 @@ import (
 type Deps struct {
 	Dialer rpc.Dialer
 	NATS   *nats.Conn
+	// Loopback carries the pushes of services in the same process; nil unless NATS
+	// runs in it as well.
+	Loopback *realtime.Loopback
 	// Redis is where it is written down who is connected here; nil: nowhere, and
 	// people who are only connected here look offline.
 	Redis    rueidis.Client
@@ -129,7 +132,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Gateway, error) {
 	g.routes = newRoutes(deps.Methods, deps.Dialer, g.proxyTo)
 	g.keys = g.proxyTo(deps.Dialer.Backend("auth")) //nolint:contextcheck // the context is that of each request
 	g.subscriber = realtime.NewSubscriber(deps.NATS, deps.Log, realtime.SubscriberConfig{
-		Frame: g.hub.deliver, Traced: g.hub.deliverTraced, Loss: g.resyncAll,
+		Frame: g.hub.deliver, Traced: g.hub.deliverTraced, Loss: g.resyncAll, Loopback: deps.Loopback,
 	})
 	g.hub.subscriber = g.subscriber
 	if g.presence, err = newPresenceDesk(g, deps); err != nil {

@@ -130,7 +130,7 @@ func newWorld(t testing.TB, change ...func(*setup)) *world {
 	if log == nil {
 		log = testkit.Logger(t)
 	}
-	w.publisher = realtime.New(w.conn, log)
+	w.publisher = realtime.New(w.conn, nil, log)
 	w.revocations = token.NewRevocations(s.clock, time.Hour)
 	verifier := token.NewVerifier(s.keys, w.revocations, s.clock, issuer, audience)
 	w.gateway, err = New(t.Context(), s.cfg, Deps{

@@ -18,18 +18,21 @@ var ErrTooLarge = errors.New("push is larger than a message of the bus may be")
 
 // Publisher sends pushes. It is safe for concurrent use.
 type Publisher struct {
-	conn *nats.Conn
-	log  *slog.Logger
+	conn     *nats.Conn
+	loopback *Loopback
+	log      *slog.Logger
 }
 
-// New makes a publisher on a connection that the caller owns and closes.
-func New(conn *nats.Conn, log *slog.Logger) *Publisher {
-	return &Publisher{conn: conn, log: log}
+// New makes a publisher on a connection that the caller owns and closes. The loopback
+// is nil unless NATS runs in the same process.
+func New(conn *nats.Conn, loopback *Loopback, log *slog.Logger) *Publisher {
+	return &Publisher{conn: conn, loopback: loopback, log: log}
 }
 
 // Push encodes the push once and publishes it to each of the users. It returns
 // when the messages are in the connection's buffer: it does not wait for the
-// server. While NATS is away it fails at once.
+// server. While NATS is away it fails at once. By the loopback, the gateway of this
+// process has them when it returns.
 //
 // An error means that some or all of the users will not get this push. Callers
 // log it and go on: the receivers repair by themselves. ErrTooLarge and encoding
@@ -47,6 +50,9 @@ func (p *Publisher) Push(ctx context.Context, users []uuid.UUID, push *realtimev
 	}
 	traced, end := header(ctx, len(users))
 	defer end()
+	if p.loopback.carry(func(s *Subscriber) { s.handAll(ctx, users, frame, traced) }) {
+		return nil
+	}
 	var failed int
 	var cause error
 	for _, user := range users {

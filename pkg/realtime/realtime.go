@@ -10,7 +10,8 @@
 // parley.realtime.v1.ServerFrame with a push, encoded once for all receivers and
 // sent to sockets as it is. Messages of one person reach a gateway in the order
 // in which one process published them. A subscriber that may have missed
-// something says so (Loss), always after its subscriptions stand again.
+// something says so (Loss), always after its subscriptions stand again. Within one
+// process a push may be a call instead (Loopback); nothing else changes by that.
 //
 // It never stores anything and promises no delivery: a push is a hint, Postgres
 // is the truth, and clients repair by sequence numbers and Sync.

@@ -95,7 +95,7 @@ func push(seq int64) *realtimev1.Push {
 func TestPushReachesSubscribedPeople(t *testing.T) {
 	t.Parallel()
 	conn := testkit.NATS(t).Connect(t)
-	h, p := newHub(t, conn, realtime.SubscriberConfig{}), realtime.New(conn, testkit.Logger(t))
+	h, p := newHub(t, conn, realtime.SubscriberConfig{}), realtime.New(conn, nil, testkit.Logger(t))
 	a, b, stranger := uuid.New(), uuid.New(), uuid.New()
 	for _, user := range []uuid.UUID{a, b, a} {
 		require.NoError(t, h.Subscribe(user))
@@ -120,7 +120,7 @@ func TestPushReachesSubscribedPeople(t *testing.T) {
 func TestPushToNobodyAndTooLarge(t *testing.T) {
 	t.Parallel()
 	conn := testkit.NATS(t).Connect(t)
-	p := realtime.New(conn, testkit.Logger(t))
+	p := realtime.New(conn, nil, testkit.Logger(t))
 	require.NoError(t, p.Push(t.Context(), nil, push(1)))
 	big := &realtimev1.Push{Event: &realtimev1.Push_Entry{Entry: &messagingv1.Entry{
 		SenderId: strings.Repeat("x", int(conn.MaxPayload())),
@@ -135,7 +135,7 @@ func TestLossAfterReconnect(t *testing.T) {
 	t.Parallel()
 	server := testkit.PrivateNATS(t)
 	conn := server.Connect(t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	h, p := newHub(t, conn, realtime.SubscriberConfig{}), realtime.New(conn, testkit.Logger(t))
+	h, p := newHub(t, conn, realtime.SubscriberConfig{}), realtime.New(conn, nil, testkit.Logger(t))
 	before, meanwhile := uuid.New(), uuid.New()
 	require.NoError(t, h.Subscribe(before))
 	require.NoError(t, h.Flush(t.Context()))
@@ -178,7 +178,7 @@ func TestLossOfDroppedMessages(t *testing.T) {
 		<-release
 	}})
 	t.Cleanup(func() { close(release) }) // before the hub's own cleanup, which waits for the reader
-	p := realtime.New(conn, testkit.Logger(t))
+	p := realtime.New(conn, nil, testkit.Logger(t))
 	user := uuid.New()
 	require.NoError(t, h.Subscribe(user))
 	require.NoError(t, h.Flush(t.Context()))

@@ -23,7 +23,8 @@ const (
 	LossReconnect Loss = "reconnect"
 	// LossSlow: messages came faster than they were handled and were dropped.
 	LossSlow Loss = "slow_consumer"
-	// LossLate: the server confirmed a subscription only after Flush gave up.
+	// LossLate: the server confirmed a subscription only after Flush gave up, or when
+	// the loopback had ended.
 	LossLate Loss = "late_subscription"
 )
 
@@ -43,8 +44,9 @@ const (
 // SubscriberConfig is what a hub hands over.
 type SubscriberConfig struct {
 	// Frame takes one message: the person and the binary ServerFrame. It runs on
-	// a reader, in order for one person, must not block and must not change the
-	// bytes; it may keep them.
+	// a reader or, by the loopback, on the goroutine that pushes; in order for one
+	// person, must not block and must not change the bytes; it may keep them. By the
+	// loopback it also gets what is for people who are not subscribed.
 	Frame func(user uuid.UUID, frame []byte)
 	// Traced takes the messages whose trace is sampled, by the rules of Frame; nil:
 	// Frame takes these too.
@@ -57,6 +59,8 @@ type SubscriberConfig struct {
 	Readers int
 	// Buffer is how many messages each channel holds; 0 means 8192.
 	Buffer int
+	// Loopback carries pushes of the same process; nil unless NATS runs in it.
+	Loopback *Loopback
 }
 
 // Subscriber follows the people who are connected to one gateway. It has one
@@ -73,7 +77,8 @@ type Subscriber struct {
 	// taking it are lost without a trace unless a Loss is told afterwards.
 	late atomic.Bool
 
-	mu   sync.Mutex
+	mu sync.Mutex
+	// subs has nil for people whose pushes the loopback carries.
 	subs map[uuid.UUID]*nats.Subscription
 	// slow maps subscriptions that dropped to the number of drops already told.
 	// The library reports only the first drop of a streak, we must tell the rest.
@@ -107,6 +112,7 @@ func NewSubscriber(conn *nats.Conn, log *slog.Logger, cfg SubscriberConfig) *Sub
 			next(conn, sub, err)
 		}
 	})
+	cfg.Loopback.attach(s)
 	return s
 }
 
@@ -118,11 +124,36 @@ func (s *Subscriber) Subscribe(user uuid.UUID) error {
 	if _, known := s.subs[user]; known {
 		return nil
 	}
+	if s.cfg.Loopback.open() {
+		s.subs[user] = nil
+		return nil
+	}
+	return s.subscribeLocked(user)
+}
+
+func (s *Subscriber) subscribeLocked(user uuid.UUID) error {
 	sub, err := s.conn.ChanSubscribe(Subject(user), s.channels[int(user[15])%len(s.channels)])
 	if err != nil {
 		return fmt.Errorf("subscribe user: %w", err)
 	}
 	s.subs[user] = sub
+	return nil
+}
+
+// leaveLoopback subscribes on the bus all whose pushes the loopback carried. A Loss
+// follows when the server has taken it.
+func (s *Subscriber) leaveLoopback() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for user, sub := range s.subs {
+		if sub != nil {
+			continue
+		}
+		if err := s.subscribeLocked(user); err != nil {
+			return err
+		}
+	}
+	s.late.Store(true)
 	return nil
 }
 
@@ -145,8 +176,12 @@ func (s *Subscriber) Unsubscribe(user uuid.UUID) {
 
 // Flush returns when the server has taken every subscription made before. It
 // waits two seconds at most, less if ctx ends. On an error the caller may go on:
-// a Loss is told once the subscriptions stand.
+// a Loss is told once the subscriptions stand. While the loopback carries pushes there
+// is nothing to wait for.
 func (s *Subscriber) Flush(ctx context.Context) error {
+	if s.cfg.Loopback.open() {
+		return nil
+	}
 	if !s.conn.IsConnected() {
 		s.late.Store(true)
 		return ErrAway
@@ -196,21 +231,28 @@ func (s *Subscriber) read(ctx context.Context, channel chan *nats.Msg) {
 			return
 		case msg := <-channel:
 			if user, ok := userOf(msg.Subject); ok {
-				s.hand(ctx, user, msg)
+				s.hand(ctx, user, msg.Data, msg.Header)
 			}
 		}
 	}
 }
 
 // hand gives a message to whom it is for; those of sampled traces are few.
-func (s *Subscriber) hand(ctx context.Context, user uuid.UUID, msg *nats.Msg) {
-	if s.cfg.Traced != nil && len(msg.Header) > 0 {
-		if origin, ok := originOf(ctx, msg.Header); ok {
-			s.cfg.Traced(user, msg.Data, origin)
+func (s *Subscriber) hand(ctx context.Context, user uuid.UUID, frame []byte, traced nats.Header) {
+	if s.cfg.Traced != nil && len(traced) > 0 {
+		if origin, ok := originOf(ctx, traced); ok {
+			s.cfg.Traced(user, frame, origin)
 			return
 		}
 	}
-	s.cfg.Frame(user, msg.Data)
+	s.cfg.Frame(user, frame)
+}
+
+// handAll is what the loopback calls.
+func (s *Subscriber) handAll(ctx context.Context, users []uuid.UUID, frame []byte, traced nats.Header) {
+	for _, user := range users {
+		s.hand(ctx, user, frame, traced)
+	}
 }
 
 // watch tells losses. A reconnect is told only after a flush: a client that
@@ -219,15 +261,25 @@ func (s *Subscriber) hand(ctx context.Context, user uuid.UUID, msg *nats.Msg) {
 func (s *Subscriber) watch(ctx context.Context, status <-chan nats.Status) {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
-	var reconnected bool
+	var reconnected, leaving bool
+	ended := s.cfg.Loopback.done()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-ended:
+			ended, leaving = nil, true
 		case <-status:
-			reconnected = true
+			reconnected = reconnected || !s.cfg.Loopback.open()
 		case <-s.wake:
 		case <-tick.C:
+		}
+		if leaving {
+			err := s.leaveLoopback()
+			if err != nil {
+				s.log.Error("people not subscribed, trying again", "error", err)
+			}
+			leaving = err != nil
 		}
 		if s.newDrops() {
 			s.tell(LossSlow)
@@ -295,12 +347,16 @@ func (s *Subscriber) newDrops() bool {
 
 func (s *Subscriber) close() {
 	s.closed.Store(true)
+	s.cfg.Loopback.detach()
 	s.mu.Lock()
 	subs := s.subs
 	s.subs = make(map[uuid.UUID]*nats.Subscription)
 	clear(s.slow)
 	s.mu.Unlock()
 	for _, sub := range subs {
+		if sub == nil {
+			continue
+		}
 		if err := sub.Unsubscribe(); err != nil {
 			return // the connection is closed: the server has forgotten them
 		}

@@ -31,7 +31,7 @@ func TestOnlyPushesOfSampledCallsTellTheirTrace(t *testing.T) {
 	h := newHub(t, conn, realtime.SubscriberConfig{Traced: func(user uuid.UUID, _ []byte, origin realtime.Origin) {
 		traced <- arrival{user, origin}
 	}})
-	p := realtime.New(conn, testkit.Logger(t))
+	p := realtime.New(conn, nil, testkit.Logger(t))
 	user := uuid.New()
 	require.NoError(t, h.Subscribe(user))
 	require.NoError(t, h.Flush(t.Context()))

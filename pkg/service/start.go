@@ -39,6 +39,9 @@ type Deps struct {
 	// migrate command does it.
 	MigrateURL string
 	Bus        *event.Bus
+	// Loopback carries pushes to a gateway in the same process; nil unless NATS runs
+	// in it as well.
+	Loopback *realtime.Loopback
 	// Redis may be nil.
 	Redis rueidis.Client
 	// Dialer finds the other services.
@@ -168,7 +171,7 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 	revoked := token.NewRevocations(deps.Clock, deps.TokenLife)
 	rt := &Runtime{
 		Name: def.Name, Services: slices.Clone(deps.Services), DB: pool, Bus: deps.Bus, Redis: deps.Redis, Clock: deps.Clock, Log: log,
-		Realtime: realtime.New(deps.Bus.Conn(), log),
+		Realtime: realtime.New(deps.Bus.Conn(), deps.Loopback, log),
 		settings: settings, dialer: deps.Dialer, signer: signer,
 	}
 	// The relay runs only once Setup has registered who is to be told.

@@ -3,6 +3,10 @@ package e2e_test
 import (
 	"testing"
 
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/parleychat/parley/pkg/realtime"
 	"github.com/parleychat/parley/test/e2e/system"
 )
 
@@ -56,6 +60,29 @@ func allInOneIsKilled(t *testing.T, sys *system.System) {
 	l.await(t, steady)
 	l.end(t)
 	c.judge(t, eventually)
+}
+
+// outsiderComesToTheBus: pushes within one process take no bus, until somebody from
+// outside comes to it. The outsider then sees what is pushed, and whatever the sockets
+// missed at the change they repair: the idle interval is the product's.
+func outsiderComesToTheBus(t *testing.T, sys *system.System) {
+	c := gather(t, sys, 3, deviceOptions{})
+	l := c.talk(t)
+	l.await(t, steady)
+	outsider, err := nats.Connect(sys.BusURL())
+	require.NoError(t, err)
+	defer outsider.Close()
+	pushes, err := outsider.SubscribeSync(realtime.SubjectWildcard)
+	require.NoError(t, err)
+	require.NoError(t, outsider.Flush())
+	l.await(t, steady)
+	l.end(t)
+	c.judge(t, eventually)
+	for _, d := range c.devices {
+		d.awaitResync(t)
+	}
+	_, err = pushes.NextMsg(soon)
+	require.NoError(t, err, "pushes take the bus now")
 }
 
 // busRestarts: NATS is killed during the load and is away for a while; messages

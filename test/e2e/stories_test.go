@@ -85,6 +85,7 @@ var faults = []struct {
 	{story{"MessagingIsKilled", messagingIsKilled, separate, firstShape}, defaults},
 	{story{"GatewayIsKilled", gatewayIsKilled, separate, firstShape}, shortIdle},
 	{story{"AllInOneIsKilled", allInOneIsKilled, one, firstShape}, shortIdle},
+	{story{"OutsiderComesToTheBus", outsiderComesToTheBus, one, firstShape}, defaults},
 	{story{"BusRestarts", busRestarts, separate, firstShape}, defaults},
 	{story{"GatewayLosesBus", gatewayLosesBus, separate, firstShape}, defaults},
 	{story{"SecondStartAfterMidnight", secondStartAfterMidnight, both, firstShape}, beforeMidnight},

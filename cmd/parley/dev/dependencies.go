@@ -45,7 +45,7 @@ func (p *process) dependencies(ctx context.Context, name string, bus *event.Bus)
 		Services:   p.names,
 		Database:   postgres.Config{URL: url, MaxConns: poolSize, ApplicationName: name},
 		MigrateURL: url,
-		Bus:        bus, Redis: p.redis, Dialer: p.services,
+		Bus:        bus, Loopback: p.loopback, Redis: p.redis, Dialer: p.services,
 		UserKeys: p.userKeys(), Issuer: issuer, Audience: audience, TokenLife: tokenLife,
 		Key: p.secrets.privateKey(name), Callers: p.secrets.callers(),
 		Clock: clock.Offset(clock.System(), shifted.ClockOffset), Log: p.log, Admin: p.admin,

@@ -43,7 +43,7 @@ func (p *process) startGateway(ctx context.Context) error {
 	}
 	revoked := token.NewRevocations(now, tokenLife)
 	g, err := gateway.New(ctx, cfg, gateway.Deps{
-		Dialer: p.services, NATS: bus.Conn(), Redis: p.redis,
+		Dialer: p.services, NATS: bus.Conn(), Loopback: p.loopback, Redis: p.redis,
 		Verifier:    token.NewVerifier(p.userKeys(), revoked, now, issuer, audience),
 		Revocations: revoked, Clock: now, Log: p.log.With("service", "gateway"),
 	})

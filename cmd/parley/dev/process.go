@@ -20,6 +20,7 @@ import (
 	"github.com/parleychat/parley/pkg/admin"
 	"github.com/parleychat/parley/pkg/cache"
 	"github.com/parleychat/parley/pkg/event"
+	"github.com/parleychat/parley/pkg/realtime"
 	"github.com/parleychat/parley/pkg/rpc"
 	"github.com/parleychat/parley/pkg/service"
 	"github.com/parleychat/parley/pkg/telemetry"
@@ -42,6 +43,7 @@ type process struct {
 	redis    rueidis.Client
 	admin    *admin.Server
 	services *rpc.InProcess
+	loopback *realtime.Loopback
 	ready    Ready
 
 	ends   []func() error
@@ -63,7 +65,7 @@ func wipe(data string) error {
 func start(ctx context.Context, o Options, environ []string) (_ *process, err error) {
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	p := &process{o: o, services: rpc.NewInProcess(), failed: make(chan error, 8)}
+	p := &process{o: o, services: rpc.NewInProcess(), loopback: realtime.NewLoopback(), failed: make(chan error, 8)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.stop())
@@ -198,7 +200,7 @@ func (p *process) startStack(ctx context.Context) error {
 	p.stack, err = stack.Start(ctx, stack.Options{
 		Dir: p.o.Data, Logger: p.log,
 		Postgres: &stack.PostgresOptions{Install: true},
-		NATS:     &stack.NATSOptions{},
+		NATS:     &stack.NATSOptions{Outsider: p.loopback.End},
 		Redis:    &stack.RedisOptions{Installed: true},
 		Mail:     &stack.MailOptions{},
 	})

@@ -3,6 +3,7 @@ package stack
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ type NATSOptions struct {
 	// AccountPerUser gives every user name an account of its own, made when it first connects, with
 	// JetStream: tests share a server without seeing each other. Any password is accepted.
 	AccountPerUser bool
+	// Outsider, if set, is called whenever a client comes by the port, before it is let in.
+	Outsider func()
 }
 
 // NATS is a running server inside this process.
@@ -46,16 +49,17 @@ func startNATS(dir string, o NATSOptions) (*NATS, error) {
 	if o.Port == 0 {
 		opts.Port = server.RANDOM_PORT
 	}
-	auth := &accountPerUser{made: map[string]*server.Account{}}
+	d := &door{outsider: o.Outsider}
 	if o.AccountPerUser {
-		opts.CustomClientAuthentication = auth
+		d.made = map[string]*server.Account{}
 	}
+	opts.CustomClientAuthentication = d
 	ns, err := server.NewServer(opts)
 	if err != nil {
 		return nil, fmt.Errorf("configure NATS: %w", err)
 	}
 	// No client is accepted before Start, so Check never sees the zero field.
-	auth.server = ns
+	d.server = ns
 	go ns.Start()
 	if !ns.ReadyForConnections(10 * time.Second) {
 		ns.Shutdown()
@@ -77,22 +81,27 @@ func (n *NATS) stop() {
 	n.server.WaitForShutdown()
 }
 
-// accountPerUser is the authentication that lets everybody in and puts each user name into its own account.
-type accountPerUser struct {
-	server *server.Server
+// door lets everybody in. It can put each user name into an account of its own, and tells of clients from
+// outside of the process.
+type door struct {
+	server   *server.Server
+	outsider func()
 
 	mu   sync.Mutex
-	made map[string]*server.Account
+	made map[string]*server.Account // nil: all are in the global one
 }
 
 // Check is called by the server for each connecting client.
-func (a *accountPerUser) Check(c server.ClientAuthentication) bool {
+func (d *door) Check(c server.ClientAuthentication) bool {
+	if d.outsider != nil && !withinProcess(c.RemoteAddress()) {
+		d.outsider()
+	}
 	name := c.GetOpts().Username
-	account := a.server.GlobalAccount()
-	if name != "" {
+	account := d.server.GlobalAccount()
+	if name != "" && d.made != nil {
 		var err error
-		if account, err = a.account(name); err != nil {
-			a.server.Errorf("account of %q: %v", name, err)
+		if account, err = d.account(name); err != nil {
+			d.server.Errorf("account of %q: %v", name, err)
 			return false
 		}
 	}
@@ -100,21 +109,26 @@ func (a *accountPerUser) Check(c server.ClientAuthentication) bool {
 	return true
 }
 
+// withinProcess is whether a client is at the other end of a pipe.
+func withinProcess(addr net.Addr) bool {
+	return addr != nil && addr.Network() == "pipe"
+}
+
 // account makes the account under the lock: a second client of the same name must not get it before its
 // JetStream is on.
-func (a *accountPerUser) account(name string) (*server.Account, error) {
+func (d *door) account(name string) (*server.Account, error) {
 	if strings.HasPrefix(name, "$") {
 		return nil, errors.New("names of system accounts are not given out")
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if account := a.made[name]; account != nil {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if account := d.made[name]; account != nil {
 		return account, nil
 	}
-	account, _ := a.server.LookupOrRegisterAccount(name)
+	account, _ := d.server.LookupOrRegisterAccount(name)
 	if err := account.EnableJetStream(nil, nil); err != nil {
 		return nil, fmt.Errorf("enable JetStream: %w", err)
 	}
-	a.made[name] = account
+	d.made[name] = account
 	return account, nil
 }

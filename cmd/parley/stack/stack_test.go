@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -223,6 +224,32 @@ func TestStart(t *testing.T) {
 		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
 		require.NoError(t, err)
 	})
+}
+
+// TestOutsidersAreTold holds that clients of this process come in unnoticed, and that
+// another one is told before it can do anything.
+func TestOutsidersAreTold(t *testing.T) {
+	t.Parallel()
+	var outsiders atomic.Int32
+	s := start(t, stack.Options{Dir: openDir(t), NATS: &stack.NATSOptions{Outsider: func() { outsiders.Add(1) }}})
+	inside, err := nats.Connect("", nats.InProcessServer(s.NATS.InProcess()))
+	require.NoError(t, err)
+	defer inside.Close()
+	js, err := jetstream.New(inside)
+	require.NoError(t, err)
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{"event.>"}})
+	require.NoError(t, err)
+	require.Zero(t, outsiders.Load())
+	outside, err := nats.Connect(s.NATS.URL)
+	require.NoError(t, err)
+	defer outside.Close()
+	require.EqualValues(t, 1, outsiders.Load())
+	sub, err := outside.SubscribeSync("greeting")
+	require.NoError(t, err)
+	require.NoError(t, outside.Flush())
+	require.NoError(t, inside.Publish("greeting", nil))
+	_, err = sub.NextMsg(10 * time.Second)
+	require.NoError(t, err, "they are in one account")
 }
 
 func TestAccountPerUser(t *testing.T) {

@@ -1,6 +1,10 @@
 package system
 
-import "path/filepath"
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+)
 
 // startOneProcess starts `parley dev` on fixed ports, with a data folder of its own.
 func (s *System) startOneProcess(o Options) {
@@ -19,4 +23,20 @@ func (s *System) startOneProcess(o Options) {
 	// without a trace in the folder that is removed next.
 	s.t.Cleanup(parley.Stop)
 	parley.Start()
+}
+
+// BusURL is where NATS of a system in one process listens.
+func (s *System) BusURL() string {
+	s.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(s.data, "running.json"))
+	if err != nil {
+		s.t.Fatalf("read where everything is: %v", err)
+	}
+	var ready struct {
+		NATS string `json:"nats"`
+	}
+	if err := json.Unmarshal(raw, &ready); err != nil || ready.NATS == "" {
+		s.t.Fatalf("no place of NATS in %s: %v", raw, err)
+	}
+	return ready.NATS
 }
