@@ -214,9 +214,20 @@ func (c *connection) answered(p *pending, frame []byte, k kind) *pending {
 	if cancel != nil {
 		cancel()
 	}
-	if frame != nil {
-		c.send(outgoing{payload: frame, opcode: c.format.opcode(), kind: k})
+	toFlush := frame != nil && c.queueItem(outgoing{payload: frame, opcode: c.format.opcode(), kind: k})
+	next := c.nextCall(p)
+	switch {
+	case !toFlush:
+	case next == nil: // this worker has nothing else to do
+		c.flush()
+	default:
+		c.gw.workers.run((*flush)(c))
 	}
+	return next
+}
+
+// nextCall frees the lane of p and gives the next call of it.
+func (c *connection) nextCall(p *pending) *pending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := c.calls.next(p)

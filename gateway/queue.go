@@ -38,22 +38,27 @@ type outgoing struct {
 // queue is full is closed: it cannot be served, and a hole that nobody tells of
 // would be worse than a reconnect.
 func (c *connection) send(item outgoing) {
+	if c.queueItem(item) {
+		c.gw.workers.run((*flush)(c))
+	}
+}
+
+// queueItem is send without the writing. If it says so, the caller has to flush.
+func (c *connection) queueItem(item outgoing) (toFlush bool) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.ending {
-		c.mu.Unlock()
-		return
+		return false
 	}
 	size := len(item.payload) + itemOverhead
 	limit := c.gw.cfg.Socket.QueueBytes
 	if item.soft != nil {
 		if c.supersedeLocked(item) {
-			c.mu.Unlock()
-			return
+			return false
 		}
 		if limit /= 2; c.queued+size > limit { // the other half is for what has to arrive
 			c.missedLocked(item.kind, 1)
-			c.mu.Unlock()
-			return
+			return false
 		}
 	} else if c.queued+size > limit {
 		c.dropSoftLocked()
@@ -61,22 +66,29 @@ func (c *connection) send(item outgoing) {
 	// One message may be larger than the limit if it is alone.
 	if c.queued > 0 && c.queued+size > limit {
 		c.endLocked(closeSlow, comeBack(c.gw.spread(c.gw.cfg.Socket.SlowReconnect)), true)
-		c.mu.Unlock()
-		return
+		return false
 	}
-	c.enqueueLocked(item, size)
-	c.mu.Unlock()
+	return c.appendLocked(item, size)
 }
 
+// enqueueLocked queues what no bound may keep out, and has it written.
 func (c *connection) enqueueLocked(item outgoing, size int) {
-	c.queue = append(c.queue, item)
-	c.queued += size
-	if !c.flushing {
-		c.flushing = true
-		c.flushSince = time.Now()
-		c.gw.wheel.within(&c.entry, c.gw.cfg.Socket.WriteTimeout) // whoever else wakes it comes later
+	if c.appendLocked(item, size) {
 		c.gw.workers.run((*flush)(c))
 	}
+}
+
+// appendLocked tells whether a flush has to be run: nobody writes to the socket.
+func (c *connection) appendLocked(item outgoing, size int) (toFlush bool) {
+	c.queue = append(c.queue, item)
+	c.queued += size
+	if c.flushing {
+		return false
+	}
+	c.flushing = true
+	c.flushSince = time.Now()
+	c.gw.wheel.within(&c.entry, c.gw.cfg.Socket.WriteTimeout) // whoever else wakes it comes later
+	return true
 }
 
 // flush is the task of a worker who empties a connection's queue.

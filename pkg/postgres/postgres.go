@@ -21,6 +21,7 @@ import (
 
 	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
 	"go.opentelemetry.io/otel/attribute"
@@ -90,6 +91,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	// of ids that was a twelfth of messaging's CPU time.
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		pgxuuid.Register(conn.TypeMap())
+		conn.TypeMap().RegisterType(&pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}})
 		return nil
 	}
 	pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithDisableConnectionDetailsInAttributes(),
@@ -100,6 +102,19 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open database pool: %w", err)
 	}
 	return pool, nil
+}
+
+// uuidCodec is that of the library, which pgx would not ask for a plan to read: it looks
+// first whether a type reads SQL values by itself, as uuid.UUID does, from text.
+type uuidCodec struct{ pgxuuid.UUIDCodec }
+
+func (c uuidCodec) PlanScan(m *pgtype.Map, oid uint32, format int16, target any) pgtype.ScanPlan {
+	wrapped, inner, ok := pgxuuid.TryWrapUUIDScanPlan(target)
+	if !ok {
+		return c.UUIDCodec.PlanScan(m, oid, format, target)
+	}
+	wrapped.SetNext(c.UUIDCodec.PlanScan(m, oid, format, inner))
+	return wrapped
 }
 
 // Ready tells by its error why the database cannot be used now. Give ctx a

@@ -231,7 +231,7 @@ func (a *appender) run(ctx context.Context, batch *pgx.Batch, sends int) (verdic
 }
 
 func scanVerdict(row pgx.CollectableRow) (v verdict, err error) {
-	err = row.Scan(&v.outcome, &v.seq, &v.ordinal, &v.createdAt, &v.low, &v.high, &v.permissionVersion)
+	err = row.Scan((*int16)(&v.outcome), &v.seq, &v.ordinal, &v.createdAt, &v.low, &v.high, &v.permissionVersion)
 	return v, err
 }
 
