@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel"
@@ -11,10 +12,10 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// Measure has the metrics database_… tell of a pool, under the name of its
-// service, until stop is called. They are read when somebody asks for the
+// Measure has the metrics database_… tell of the pools of a service together, under
+// its name, until stop is called. They are read when somebody asks for the
 // metrics; a call pays nothing.
-func Measure(pool *pgxpool.Pool, service string) (stop func() error, err error) {
+func Measure(service string, pools ...*pgxpool.Pool) (stop func() error, err error) {
 	meter := otel.Meter("github.com/parleychat/parley/pkg/postgres")
 	var errs [6]error
 	var connections, most metric.Int64ObservableGauge
@@ -42,19 +43,30 @@ func Measure(pool *pgxpool.Pool, service string) (stop func() error, err error) 
 	}
 	used, idle, opening := state("used"), state("idle"), state("opening")
 	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		s := pool.Stat()
-		o.ObserveInt64(connections, int64(s.AcquiredConns()), used)
-		o.ObserveInt64(connections, int64(s.IdleConns()), idle)
-		o.ObserveInt64(connections, int64(s.ConstructingConns()), opening)
-		o.ObserveInt64(most, int64(s.MaxConns()), own)
-		o.ObserveInt64(acquires, s.AcquireCount(), own)
-		o.ObserveInt64(waits, s.EmptyAcquireCount(), own)
-		o.ObserveInt64(canceled, s.CanceledAcquireCount(), own)
-		o.ObserveFloat64(waited, s.EmptyAcquireWaitTime().Seconds(), own)
+		stats := make([]*pgxpool.Stat, len(pools))
+		for i, pool := range pools {
+			stats[i] = pool.Stat()
+		}
+		o.ObserveInt64(connections, sum(stats, (*pgxpool.Stat).AcquiredConns), used)
+		o.ObserveInt64(connections, sum(stats, (*pgxpool.Stat).IdleConns), idle)
+		o.ObserveInt64(connections, sum(stats, (*pgxpool.Stat).ConstructingConns), opening)
+		o.ObserveInt64(most, sum(stats, (*pgxpool.Stat).MaxConns), own)
+		o.ObserveInt64(acquires, sum(stats, (*pgxpool.Stat).AcquireCount), own)
+		o.ObserveInt64(waits, sum(stats, (*pgxpool.Stat).EmptyAcquireCount), own)
+		o.ObserveInt64(canceled, sum(stats, (*pgxpool.Stat).CanceledAcquireCount), own)
+		o.ObserveFloat64(waited, time.Duration(sum(stats, (*pgxpool.Stat).EmptyAcquireWaitTime)).Seconds(), own)
 		return nil
 	}, connections, most, acquires, waits, canceled, waited)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	return registration.Unregister, nil
+}
+
+func sum[T ~int32 | ~int64](stats []*pgxpool.Stat, of func(*pgxpool.Stat) T) int64 {
+	var all int64
+	for _, s := range stats {
+		all += int64(of(s))
+	}
+	return all
 }

@@ -71,6 +71,8 @@ type Runtime struct {
 	Clock    clock.Clock
 	Log      *slog.Logger
 
+	database   postgres.Config
+	reserved   []*pgxpool.Pool
 	settings   *config.Source
 	dialer     rpc.Dialer
 	signer     *token.ServiceSigner
@@ -101,6 +103,29 @@ type check struct {
 // the settings of this service: PARLEY_<NAME>_…. The error names each variable
 // that is missing or invalid.
 func (rt *Runtime) Config(into any) error { return rt.settings.Load(into) }
+
+// Reserve opens a pool of n connections beside DB, for work that always does the same
+// and must not wait: a connection that nothing else uses has its statements prepared,
+// and what its backend needs stays in the caches. It is closed with DB.
+func (rt *Runtime) Reserve(ctx context.Context, n int) (*pgxpool.Pool, error) {
+	cfg := rt.database
+	cfg.MaxConns = int32(n)
+	pool, err := postgres.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	rt.reserved = append(rt.reserved, pool)
+	return pool, nil
+}
+
+// pools are all that the service has open.
+func (rt *Runtime) pools() []*pgxpool.Pool { return append([]*pgxpool.Pool{rt.DB}, rt.reserved...) }
+
+func (rt *Runtime) closePools() {
+	for _, pool := range rt.pools() {
+		pool.Close()
+	}
+}
 
 // Options returns the options that every Connect handler of the service takes:
 // the one chain of interceptors.

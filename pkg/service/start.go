@@ -159,11 +159,6 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			pool.Close()
-		}
-	}()
 	settings := deps.Settings
 	if settings == nil {
 		settings = config.NewSource(Prefix(def.Name), nil)
@@ -172,8 +167,13 @@ func prepare(ctx context.Context, def Definition, deps Deps) (_ *starting, err e
 	rt := &Runtime{
 		Name: def.Name, Services: slices.Clone(deps.Services), DB: pool, Bus: deps.Bus, Redis: deps.Redis, Clock: deps.Clock, Log: log,
 		Realtime: realtime.New(deps.Bus.Conn(), deps.Loopback, log),
-		settings: settings, dialer: deps.Dialer, signer: signer,
+		database: deps.Database, settings: settings, dialer: deps.Dialer, signer: signer,
 	}
+	defer func() {
+		if err != nil {
+			rt.closePools()
+		}
+	}()
 	// The relay runs only once Setup has registered who is to be told.
 	rt.Outbox = outbox.New(pool, deps.Bus, def.Name, deps.Clock, log, outbox.WithRecovered(rt.tell))
 	rt.server = rpc.NewServer(rpc.Config{
@@ -250,21 +250,25 @@ func (s *starting) group() *lifecycle.Group {
 	}
 	g.Add(lifecycle.Relay, "outbox", rt.Outbox.Run)
 	g.Add(lifecycle.Relay, "metrics", s.measure)
-	g.OnStop(lifecycle.Store, "database pool", func(ctx context.Context) error { return closePool(ctx, rt) })
+	g.OnStop(lifecycle.Store, "database pool", func(ctx context.Context) error { return awaitPools(ctx, rt) })
 	return g
 }
 
-// closePool waits for borrowed connections as long as ctx allows.
-func closePool(ctx context.Context, rt *Runtime) error {
+// awaitPools closes the pools, and waits for borrowed connections as long as ctx allows.
+func awaitPools(ctx context.Context, rt *Runtime) error {
 	closed := make(chan struct{})
 	go func() {
-		rt.DB.Close()
+		rt.closePools()
 		close(closed)
 	}()
 	select {
 	case <-closed:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%d connections are still in use: %w", rt.DB.Stat().AcquiredConns(), ctx.Err())
+		var used int32
+		for _, pool := range rt.pools() {
+			used += pool.Stat().AcquiredConns()
+		}
+		return fmt.Errorf("%d connections are still in use: %w", used, ctx.Err())
 	}
 }

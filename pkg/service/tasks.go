@@ -83,11 +83,11 @@ func (s *starting) prepareTables(ctx context.Context) {
 	}
 }
 
-// measure has the metrics tell of the pool while the service runs.
+// measure has the metrics tell of the pools while the service runs.
 func (s *starting) measure(ctx context.Context) error {
-	stop, err := postgres.Measure(s.rt.DB, s.rt.Name)
+	stop, err := postgres.Measure(s.rt.Name, s.rt.pools()...)
 	if err != nil {
-		s.rt.Log.WarnContext(ctx, "the pool is not measured", "error", err)
+		s.rt.Log.WarnContext(ctx, "the pools are not measured", "error", err)
 		return nil
 	}
 	<-ctx.Done()

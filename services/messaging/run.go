@@ -23,12 +23,12 @@ func Definition() service.Definition { return DefinitionWith(openPolicy{}) }
 
 // DefinitionWith is Definition with another answer to who may write to whom.
 func DefinitionWith(permissions Permissions) service.Definition {
-	migrations, _ := fs.Sub(migrationFiles, "migrations")                                         // fails for invalid names only
-	setup := func(_ context.Context, rt *service.Runtime) error { return setup(rt, permissions) } //nolint:contextcheck // its counters begin at zero, which no call has caused
+	migrations, _ := fs.Sub(migrationFiles, "migrations") // fails for invalid names only
+	setup := func(ctx context.Context, rt *service.Runtime) error { return setup(ctx, rt, permissions) }
 	return service.Definition{Name: "messaging", Migrations: migrations, Setup: setup, Settings: &settings{}}
 }
 
-func setup(rt *service.Runtime, permissions Permissions) error {
+func setup(ctx context.Context, rt *service.Runtime, permissions Permissions) error {
 	var cfg settings
 	if err := rt.Config(&cfg); err != nil {
 		return err
@@ -53,7 +53,13 @@ func setup(rt *service.Runtime, permissions Permissions) error {
 		syncs:    newSyncer(db.New(rt.DB), recent, m, cfg.SyncEpoch),
 		typing:   typing,
 	}
-	appends := &appender{db: rt.DB, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
+	// Whatever else a connection does costs the next commit on it, and a cold one ten
+	// milliseconds.
+	reserved, err := rt.Reserve(ctx, cfg.Committers)
+	if err != nil {
+		return err
+	}
+	appends := &appender{db: reserved, outbox: rt.Outbox, clock: rt.Clock, partitions: entries}
 	for n := range cfg.Committers {
 		c := newCommitter(cfg, appends, bounded{permissions}, push, m, otel.Tracer(scope), rt.Log)
 		s.committers = append(s.committers, c)
