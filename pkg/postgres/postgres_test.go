@@ -8,6 +8,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -40,6 +41,29 @@ func TestOpen(t *testing.T) {
 			require.NoError(t, pool.QueryRow(t.Context(), `SELECT cardinality($1::uuid[])`, [][16]byte{{1}, {2}}).Scan(&n))
 			require.Equal(t, 2, n)
 			pool.Close()
+		}
+	})
+	t.Run("UUIDsAreReadAndWritten", func(t *testing.T) {
+		t.Parallel()
+		for _, mode := range []string{postgres.ExecModeCacheStatement, postgres.ExecModeCacheDescribe} {
+			pool, err := postgres.Open(t.Context(), postgres.Config{URL: db.URL("alpha"), QueryExecMode: mode})
+			require.NoError(t, err)
+			defer pool.Close()
+			want := uuid.New()
+			var one uuid.UUID
+			var some, none *uuid.UUID
+			var null uuid.NullUUID
+			var list []uuid.UUID
+			var text string
+			require.NoError(t, pool.QueryRow(t.Context(), "SELECT $1::uuid, $1, NULL::uuid, NULL::uuid, ARRAY[$1, $1], $1::text", want).
+				Scan(&one, &some, &none, &null, &list, &text))
+			require.Equal(t, want, one)
+			require.Equal(t, &want, some)
+			require.Nil(t, none)
+			require.False(t, null.Valid)
+			require.Equal(t, []uuid.UUID{want, want}, list)
+			require.Equal(t, want.String(), text)
+			require.Error(t, pool.QueryRow(t.Context(), "SELECT NULL::uuid").Scan(&one), "nothing is not the id of zeros")
 		}
 	})
 	t.Run("UnknownModeIsRefused", func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -170,6 +171,33 @@ func TestAFaultInSetupStopsTheStart(t *testing.T) {
 			err := servicetest.StartFails(t, servicetest.Options{Settings: c.settings}, e.definition())
 			require.ErrorContains(t, err, c.says)
 			require.Error(t, e.rt.DB.Ping(t.Context()), "the pool is closed")
+		})
+	}
+}
+
+// TestReservedConnectionsEndWithTheService holds that they are beside those of the pool,
+// and are closed with it, also when the start fails.
+func TestReservedConnectionsEndWithTheService(t *testing.T) {
+	t.Parallel()
+	for name, boom := range map[string]error{"It runs": nil, "Setup fails": errors.New("boom")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var reserved *pgxpool.Pool
+			e := &example{setup: func(rt *service.Runtime) (err error) {
+				if reserved, err = rt.Reserve(t.Context(), 2); err == nil {
+					err = reserved.Ping(t.Context())
+				}
+				return errors.Join(err, boom)
+			}}
+			// After the end of the service, which is a cleanup, too.
+			t.Cleanup(func() { require.Error(t, reserved.Ping(context.WithoutCancel(t.Context())), "it is closed") })
+			if boom != nil {
+				require.ErrorIs(t, servicetest.StartFails(t, servicetest.Options{}, e.definition()), boom)
+				return
+			}
+			servicetest.Start(t, servicetest.Options{}, e.definition())
+			require.EqualValues(t, 2, reserved.Config().MaxConns)
+			require.NoError(t, reserved.Ping(t.Context()))
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ type plainWorld struct {
 
 func newPlainWorld(t *testing.T) plainWorld {
 	t.Helper()
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testkit.ServiceDatabase(t, "messaging", Definition().Migrations), MaxConns: 4})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testkit.ServiceDatabase(t, "messaging", Definition().Migrations), MaxConns: 16})
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	w := plainWorld{t: t, db: pool, clock: clock.NewFake(time.Date(2026, 11, 15, 12, 0, 0, 0, time.UTC))}
@@ -212,34 +213,101 @@ func TestPlainAppendIsTheGeneralOne(t *testing.T) {
 	}
 }
 
-// Between its two statements somebody else may store privacy's answer. The second would then append without the lock
-// that the first did not take.
-func TestNothingIsAppendedWithoutTheLock(t *testing.T) {
+// The short way has no statement that takes the lock before its snapshot. While it waits for whoever has it, that one
+// may store the same key, or close the conversation; what the snapshot saw is then not enough.
+func TestNothingIsAppendedBySnapshotsThatAreTooOld(t *testing.T) {
 	t.Parallel()
 	w := newPlainWorld(t)
-	s := w.direct()
-	stale := w.clock.Now().Add(-permissionLife)
-	w.exec("UPDATE conversation SET checked_at = NULL WHERE id = $1", s.conversationID)
-	before := w.rows(s)
+	for _, c := range []struct {
+		name     string
+		first    func(t *testing.T, tx pgx.Tx, s *send)
+		end      func(tx pgx.Tx, ctx context.Context) error
+		appended bool
+		outcome  outcome
+	}{
+		{"TheSameIsStored", storeGenerally, pgx.Tx.Commit, false, outcomeRepeated},
+		{"TheSameIsNotStoredAfterAll", storeGenerally, pgx.Tx.Rollback, true, outcomeAppended},
+		{"AnotherIsStored", func(t *testing.T, tx pgx.Tx, s *send) {
+			t.Helper()
+			another := *s
+			another.key.clientMessage = uuid.New()
+			storeGenerally(t, tx, &another)
+		}, pgx.Tx.Commit, false, outcomeAppended},
+		{"Closed", func(t *testing.T, tx pgx.Tx, s *send) {
+			t.Helper()
+			require.NoError(t, db.New(tx).ConversationClose(t.Context(), []uuid.UUID{s.conversationID}))
+		}, pgx.Tx.Commit, false, outcomeClosed},
+		{"NotAllowedAnyMore", func(t *testing.T, tx pgx.Tx, s *send) {
+			t.Helper()
+			_, err := tx.Exec(t.Context(), "UPDATE conversation SET may_send_low = false WHERE id = $1", s.conversationID)
+			require.NoError(t, err)
+		}, pgx.Tx.Commit, false, outcomeNotAllowed},
+		{"PermissionIsChecked", func(t *testing.T, tx pgx.Tx, s *send) {
+			t.Helper()
+			_, err := tx.Exec(t.Context(), "UPDATE conversation SET permission_version = 4 WHERE id = $1", s.conversationID)
+			require.NoError(t, err)
+		}, pgx.Tx.Commit, true, outcomeAppended},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := w
+			w.t = t
+			s := w.direct()
+			tx, err := w.db.Begin(t.Context())
+			require.NoError(t, err)
+			defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+			c.first(t, tx, s)
 
-	tx, err := w.db.Begin(t.Context())
-	require.NoError(t, err)
-	defer func() { _ = tx.Rollback(t.Context()) }()
-	locked, err := tx.Exec(t.Context(), lockConversationSQL, s.conversationID, stale)
-	require.NoError(t, err)
-	require.Zero(t, locked.RowsAffected())
-	w.exec("UPDATE conversation SET checked_at = $2 WHERE id = $1", s.conversationID, w.clock.Now())
-	row := w.outboxRow(s)
-	appended, err := tx.Exec(t.Context(), appendOneSQL, s.conversationID, s.key.sender, s.key.clientMessage, s.hash, s.body,
-		w.clock.Now(), stale, int16(kindMessage), row.ID, row.CreatedAt, row.Envelopes)
-	require.NoError(t, err)
-	require.Zero(t, appended.RowsAffected())
-	require.NoError(t, tx.Commit(t.Context()))
-	require.Equal(t, before, w.rows(s))
+			type result struct {
+				known bool
+				err   error
+			}
+			done := make(chan result, 1)
+			row := w.outboxRow(s)
+			row.ID = uuid.New()
+			go func() {
+				_, known, err := w.appender.appendOne(t.Context(), s, row)
+				done <- result{known, err}
+			}()
+			w.untilWaitsFor(tx)
+			require.NoError(t, c.end(tx, t.Context()))
+			r := <-done
+			require.NoError(t, r.err)
+			require.Equal(t, c.appended, r.known)
+			if c.appended {
+				return
+			}
+			before := w.rows(s)
+			verdicts, err := w.appender.appendAll(t.Context(), []*send{s}, row)
+			require.NoError(t, err)
+			require.Equal(t, c.outcome, verdicts[0].outcome, "which the short way left to the general one")
+			if c.outcome != outcomeAppended {
+				require.Equal(t, before, w.rows(s))
+			}
+		})
+	}
+}
 
-	_, known, err := w.appender.appendOne(t.Context(), s, row)
+// storeGenerally is what another replica does meanwhile.
+func storeGenerally(t *testing.T, tx pgx.Tx, s *send) {
+	t.Helper()
+	now := time.Date(2026, 11, 15, 12, 0, 0, 0, time.UTC)
+	ids := []uuid.UUID{s.conversationID}
+	_, err := tx.Exec(t.Context(), lockConversationsSQL, ids)
 	require.NoError(t, err)
-	require.True(t, known, "and the next try takes it")
+	_, err = tx.Exec(t.Context(), appendSQL, ids, []uuid.UUID{s.key.sender}, []uuid.UUID{s.key.clientMessage}, [][]byte{s.hash}, [][]byte{s.body},
+		now, now.Add(-permissionLife), int16(kindMessage), uuid.New(), now, []byte("envelopes"))
+	require.NoError(t, err)
+}
+
+// untilWaitsFor returns when somebody waits for a lock of the transaction.
+func (w plainWorld) untilWaitsFor(tx pgx.Tx) {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool {
+		var waits bool
+		err := w.db.QueryRow(w.t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1::int = ANY (pg_blocking_pids(pid)))", tx.Conn().PgConn().PID()).Scan(&waits)
+		return err == nil && waits
+	}, 10*time.Second, 5*time.Millisecond)
 }
 
 // Those of a batch that are not appended take no number, wherever they stand.

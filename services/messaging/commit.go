@@ -29,8 +29,6 @@ var (
 	appendSQL string
 	//go:embed batch/permissions.sql
 	permissionsSQL string
-	//go:embed batch/conversation.sql
-	lockConversationSQL string
 	//go:embed batch/append_one.sql
 	appendOneSQL string
 	//go:embed batch/stale_one.sql
@@ -155,9 +153,7 @@ func (a *appender) appendPlain(ctx context.Context, s *send, row outbox.Row) (v 
 	now := a.clock.Now()
 	stale := now.Add(-permissionLife)
 	batch := &pgx.Batch{}
-	if s.permission == nil {
-		batch.Queue(lockConversationSQL, s.conversationID, stale)
-	} else {
+	if s.permission != nil {
 		batch.Queue(lockConversationsSQL, []uuid.UUID{s.conversationID})
 		queuePermissions(batch, []*send{s})
 	}

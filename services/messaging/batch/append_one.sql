@@ -1,12 +1,17 @@
--- Step 2 of the commit of a single send: append it, if nothing is to be said against
--- it. No row: something is, or it begins a month; append.sql then judges.
+-- The commit of a single send: append it, if nothing is to be said against it. No row:
+-- something is, or it begins a month; append.sql then judges. Nothing is written then,
+-- so the end of the transaction waits for no disk.
 --
 -- While there is little to do every batch is one send, and most of what append.sql
 -- costs is to set up its plan, which is made for many. This is it without whatever
--- a plain send does not need. What passes here must pass there, and leave the same
--- rows (append_test.go). As there, the snapshot is of after the lock. It covers
--- left_seq, too: whoever changes a membership holds the conversation's lock. That step
--- 1 took it shows in that the transaction has an id: it has done nothing else before.
+-- a plain send does not need, and without a statement before it that takes the lock.
+-- What passes here must pass there, and leave the same rows (append_test.go).
+--
+-- So the snapshot may be older than the lock. If another transaction had the lock in
+-- between, the update finds the row as that one left it, and looks at its conditions
+-- once more with this row and otherwise with what the snapshot saw. What it could miss,
+-- keys and memberships, changes only with the head or when the conversation is closed:
+-- the head has to be that of the snapshot.
 --
 -- $1 conversation id, $2 sender id, $3 client message id, $4 content hash, $5 body,
 -- $6 the clock. $7 permission states checked at or before this are stale.
@@ -16,7 +21,7 @@ WITH moved AS (
     SET head_seq = c.head_seq + 1, head_ordinal = c.head_ordinal + 1, last_at = greatest($6::timestamptz, c.last_at),
         last_xid = greatest(c.last_xid, pg_current_xact_id())
     FROM member AS m
-    WHERE c.id = $1::uuid AND NOT c.closed AND pg_current_xact_id_if_assigned() IS NOT NULL
+    WHERE c.id = $1::uuid AND NOT c.closed AND c.head_seq = (SELECT o.head_seq FROM conversation AS o WHERE o.id = $1)
         AND m.conversation_id = $1 AND m.user_id = $2::uuid AND m.left_seq = 0
         AND (c.direct_low IS NULL OR (c.checked_at > $7::timestamptz
             AND ((c.may_send_low AND c.direct_low = $2) OR (c.may_send_high AND c.direct_high = $2))))
