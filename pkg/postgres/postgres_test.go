@@ -48,14 +48,13 @@ func TestOpen(t *testing.T) {
 		for _, mode := range []string{postgres.ExecModeCacheStatement, postgres.ExecModeCacheDescribe} {
 			pool, err := postgres.Open(t.Context(), postgres.Config{URL: db.URL("alpha"), QueryExecMode: mode})
 			require.NoError(t, err)
-			defer pool.Close()
 			want := uuid.New()
 			var one uuid.UUID
 			var some, none *uuid.UUID
 			var null uuid.NullUUID
 			var list []uuid.UUID
 			var text string
-			require.NoError(t, pool.QueryRow(t.Context(), "SELECT $1::uuid, $1, NULL::uuid, NULL::uuid, ARRAY[$1, $1], $1::text", want).
+			require.NoError(t, pool.QueryRow(t.Context(), "SELECT $1::uuid, $1, NULL::uuid, nullif($1, $1), ARRAY[$1, $1], $1::text", want).
 				Scan(&one, &some, &none, &null, &list, &text))
 			require.Equal(t, want, one)
 			require.Equal(t, &want, some)
@@ -64,6 +63,7 @@ func TestOpen(t *testing.T) {
 			require.Equal(t, []uuid.UUID{want, want}, list)
 			require.Equal(t, want.String(), text)
 			require.Error(t, pool.QueryRow(t.Context(), "SELECT NULL::uuid").Scan(&one), "nothing is not the id of zeros")
+			pool.Close()
 		}
 	})
 	t.Run("UnknownModeIsRefused", func(t *testing.T) {

@@ -81,11 +81,10 @@ func TestLoopbackWithoutAGateway(t *testing.T) {
 	loopback := realtime.NewLoopback()
 	p := realtime.New(conn, loopback, testkit.Logger(t))
 	require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(1)))
-	t.Run("While it runs", func(t *testing.T) {
-		h := newHub(t, conn, realtime.SubscriberConfig{Loopback: loopback})
-		require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(2)))
-		require.Equal(t, user, h.next(t).user)
-	})
+	h, stop := startHub(t, conn, realtime.SubscriberConfig{Loopback: loopback})
+	require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(2)))
+	require.Equal(t, user, h.next(t).user)
+	stop()
 	require.NoError(t, p.Push(t.Context(), []uuid.UUID{user}, push(3)))
 	for range 2 {
 		require.NotNil(t, <-bus)

@@ -44,7 +44,15 @@ type hub struct {
 
 func newHub(t *testing.T, conn *nats.Conn, cfg realtime.SubscriberConfig) *hub {
 	t.Helper()
-	h := &hub{frames: make(chan received, 1000), losses: make(chan realtime.Loss, 1000)}
+	h, stop := startHub(t, conn, cfg)
+	t.Cleanup(stop)
+	return h
+}
+
+// startHub is newHub for a test that ends it.
+func startHub(t *testing.T, conn *nats.Conn, cfg realtime.SubscriberConfig) (h *hub, stop func()) {
+	t.Helper()
+	h = &hub{frames: make(chan received, 1000), losses: make(chan realtime.Loss, 1000)}
 	if cfg.Frame == nil {
 		cfg.Frame = func(user uuid.UUID, data []byte) {
 			frame := &realtimev1.ServerFrame{}
@@ -59,11 +67,10 @@ func newHub(t *testing.T, conn *nats.Conn, cfg realtime.SubscriberConfig) *hub {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
-	t.Cleanup(func() {
+	return h, func() {
 		cancel()
 		require.NoError(t, <-done)
-	})
-	return h
+	}
 }
 
 func (h *hub) next(t *testing.T) received {

@@ -277,7 +277,7 @@ func (s *Subscriber) watch(ctx context.Context, status <-chan nats.Status) {
 		if leaving {
 			err := s.leaveLoopback()
 			if err != nil {
-				s.log.Error("people not subscribed, trying again", "error", err)
+				s.log.ErrorContext(ctx, "people not subscribed, trying again", "error", err)
 			}
 			leaving = err != nil
 		}

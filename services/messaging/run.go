@@ -34,12 +34,12 @@ func setup(ctx context.Context, rt *service.Runtime, permissions Permissions) er
 		return err
 	}
 	entries := entryPartitions()
-	m, err := newMetrics()
+	m, err := newMetrics() //nolint:contextcheck // its counters begin at zero, which no call has caused
 	if err != nil {
 		return fmt.Errorf("make metrics: %w", err)
 	}
 	push := &pusher{realtime: rt.Realtime, metrics: m, log: rt.Log}
-	recent, err := newRecent(db.New(rt.DB), rt.Redis, rt.Log)
+	recent, err := newRecent(db.New(rt.DB), rt.Redis, rt.Log) //nolint:contextcheck // as above
 	if err != nil {
 		return err
 	}
