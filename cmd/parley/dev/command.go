@@ -104,6 +104,7 @@ func (r Ready) print(out io.Writer, asJSON bool) error {
 // run starts everything, tells that it is ready and waits for ctx or a failure.
 func run(ctx context.Context, o Options, environ []string, out io.Writer) error {
 	lifecycle.TuneCollector(ctx)
+	shareProcessors()
 	// Open to all, because the database runs as another user when we are root.
 	if err := os.MkdirAll(o.Data, 0o755); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
