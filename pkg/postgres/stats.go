@@ -22,11 +22,11 @@ func Measure(service string, pools ...*pgxpool.Pool) (stop func() error, err err
 	var acquires, waits, canceled metric.Int64ObservableCounter
 	var waited metric.Float64ObservableCounter
 	connections, errs[0] = meter.Int64ObservableGauge("database_connections",
-		metric.WithDescription("Connections of the pool to PostgreSQL, by state: used, idle, opening."))
+		metric.WithDescription("Connections of the pools to PostgreSQL, by state: used, idle, opening."))
 	most, errs[1] = meter.Int64ObservableGauge("database_connections_max",
-		metric.WithDescription("The most connections that the pool may open."))
+		metric.WithDescription("The most connections that the pools may open."))
 	acquires, errs[2] = meter.Int64ObservableCounter("database_acquires_total",
-		metric.WithDescription("Times that a connection was taken from the pool."))
+		metric.WithDescription("Times that a connection was taken from a pool."))
 	waits, errs[3] = meter.Int64ObservableCounter("database_acquire_waits_total",
 		metric.WithDescription("Times that no connection was free, so that one was waited for."))
 	canceled, errs[4] = meter.Int64ObservableCounter("database_acquires_canceled_total",
