@@ -3,8 +3,6 @@ package load
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"fmt"
 	"regexp"
 	"strconv"
 )
@@ -22,20 +20,7 @@ var (
 	resultLabel = regexp.MustCompile(`[{,]result="([^"]+)"`)
 )
 
-// caches reads cache_requests_total of every admin port, added up by cache.
-func (w *watched) caches(ctx context.Context) (map[string]CacheUse, error) {
-	all := map[string]CacheUse{}
-	for _, url := range w.metrics {
-		body, err := w.get(ctx, url+"/metrics")
-		if err != nil {
-			return nil, fmt.Errorf("--metrics: %w", err)
-		}
-		addCaches(all, body)
-	}
-	return all, nil
-}
-
-// addCaches adds the counters of one process, in the format of Prometheus.
+// addCaches adds cache_requests_total of one admin port, in the format of Prometheus.
 func addCaches(all map[string]CacheUse, metrics []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(metrics))
 	lines.Buffer(nil, 1<<20)

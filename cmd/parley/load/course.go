@@ -68,7 +68,7 @@ func (c *course) direct(ctx context.Context) error {
 	at := time.Now().Add(startIn)
 	sampling, end := context.WithCancel(ctx)
 	defer end()
-	samples := c.sampleBetween(ctx, sampling, at.Add(c.o.Warmup), at.Add(c.o.Warmup+c.o.Duration))
+	samples := c.sampleBetween(ctx, sampling, at)
 	outcomes, err := c.fleet.order(ctx, order{Do: "run", At: at}, nil)
 	if err != nil {
 		return err
@@ -80,11 +80,11 @@ func (c *course) direct(ctx context.Context) error {
 		return used.err
 	}
 	c.gather(outcomes)
-	c.report.used(used.before, used.after)
+	c.report.used(used.before.usage, used.after.usage, c.report.Seconds/used.after.at.Sub(used.before.at).Seconds())
 	for name, p := range c.report.Processes {
 		p.RSSPeak = used.peak[name]
 	}
-	c.report.cached(used.cachesBefore, used.cachesAfter)
+	c.report.cached(used.before.caches, used.after.caches)
 	c.report.ClientCPUSeconds = round(c.report.ClientCPUSeconds, 3)
 	if c.report.AckedIn > 0 {
 		c.report.ClientMicros = round(c.report.ClientCPUSeconds/float64(c.report.AckedIn)*1e6, 1)
@@ -127,38 +127,36 @@ func (c *course) judge(ctx context.Context) error {
 
 // used is two samples of the server processes.
 type used struct {
-	before, after map[string]Usage
-	// cachesBefore and cachesAfter are the servers' own counts.
-	cachesBefore, cachesAfter map[string]CacheUse
+	before, after sample
 	// peak is the most resident memory that was seen from the first sample to the last answer.
 	peak map[string]int64
 	err  error
 }
 
-// samplePeak is how often the memory of the processes themselves is looked at while they work.
-const samplePeak = 100 * time.Millisecond
+const (
+	// samplePeak is how often the memory of the processes themselves is looked at while they work.
+	samplePeak = 100 * time.Millisecond
+	// sampleAhead is how long before the measured time the processes are asked, so that what the asking itself delays is
+	// not in it: on one CPU the metrics of everything in one process take ten milliseconds.
+	sampleAhead = 200 * time.Millisecond
+)
 
-// sampleBetween samples the server processes at two instants, or earlier if the load ends. Memory is walked after the last
-// answer, when it delays nobody.
-func (c *course) sampleBetween(ctx, loading context.Context, from, until time.Time) <-chan used {
+// sampleBetween samples the server processes shortly before the measured time, if there is a warm-up to do it in, and at the
+// end of it, or earlier if the load ends. Memory is walked after the last answer, when it delays nobody.
+func (c *course) sampleBetween(ctx, loading context.Context, at time.Time) <-chan used {
 	done := make(chan used, 1)
+	from := at.Add(c.o.Warmup - min(c.o.Warmup, sampleAhead))
+	until := at.Add(c.o.Warmup + c.o.Duration)
 	go func() {
-		var u used
+		u := used{peak: map[string]int64{}}
 		_ = sleepUntil(loading, from)
 		if u.before, u.err = c.watched.sample(ctx, false); u.err == nil {
-			u.cachesBefore, u.err = c.watched.caches(ctx)
-		}
-		if u.err == nil {
-			u.peak = map[string]int64{}
 			c.watched.peaks(loading, until, u.peak)
 			u.after, u.err = c.watched.sample(ctx, false)
 		}
-		if u.err == nil {
-			u.cachesAfter, u.err = c.watched.caches(ctx)
-		}
 		c.watched.peaks(loading, time.Now().Add(time.Hour), u.peak)
 		if u.err == nil {
-			u.err = c.watched.memory(u.after)
+			u.err = c.watched.memory(u.after.usage)
 		}
 		done <- u
 	}()
@@ -176,7 +174,7 @@ func (c *course) idle(ctx context.Context) error {
 		return err
 	}
 	if len(steps) == 1 { // what one number costs is told by the difference to none
-		c.report.Steps = append(c.report.Steps, Step{Usage: first})
+		c.report.Steps = append(c.report.Steps, Step{Usage: first.usage})
 	}
 	for _, step := range steps {
 		if err := c.connect(ctx, step); err != nil {
@@ -192,7 +190,7 @@ func (c *course) idle(ctx context.Context) error {
 	}
 	c.gather(outcomes)
 	c.report.Seconds = round(c.connecting, 3)
-	c.report.used(first, c.report.Steps[len(c.report.Steps)-1].Usage)
+	c.report.used(first.usage, c.report.Steps[len(c.report.Steps)-1].Usage, 1)
 	c.report.sloped()
 	return nil
 }
@@ -212,10 +210,10 @@ func (c *course) step(ctx context.Context) error {
 	if err := c.watched.release(ctx); err != nil {
 		return err
 	}
-	usage, err := c.watched.sample(ctx, true)
+	now, err := c.watched.sample(ctx, true)
 	if err != nil {
 		return err
 	}
-	c.report.Steps = append(c.report.Steps, Step{Connections: c.report.Connections, Usage: usage})
+	c.report.Steps = append(c.report.Steps, Step{Connections: c.report.Connections, Usage: now.usage})
 	return nil
 }

@@ -3,6 +3,7 @@ package load
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -28,6 +29,7 @@ func TestLoad(t *testing.T) {
 	t.Run("CutConnectionsAtARate", func(t *testing.T) { t.Parallel(); testCutAtARate(t, s) })
 	t.Run("OneNumberOfConnections", func(t *testing.T) { t.Parallel(); testAlone(t, s) })
 	t.Run("AFullRecordEndsTheLoad", func(t *testing.T) { t.Parallel(); testFull(t, s) })
+	t.Run("AProcessThatHasGone", func(t *testing.T) { t.Parallel(); testGone(t, s) })
 	t.Run("TokensAreRenewedInTime", func(t *testing.T) { t.Parallel(); testRenewed(t, s) })
 	t.Run("TheProgramPrintsItsReport", func(t *testing.T) { t.Parallel(); testProgram(t, s) })
 }
@@ -213,6 +215,14 @@ func testFull(t *testing.T, s *system) {
 	require.Empty(t, r.Violations, r.Told)
 	require.EqualValues(t, 100, r.Judged)
 	require.Less(t, time.Since(began), 50*time.Second)
+}
+
+func testGone(t *testing.T, s *system) {
+	t.Helper()
+	o := s.options(540)
+	o.Pairs, o.PIDs = 10, "server=2147483647" // more than Linux gives
+	_, err := runPlanted(t.Context(), o, io.Discard, plant{})
+	require.ErrorContains(t, err, "there is no process 2147483647")
 }
 
 func testRenewed(t *testing.T, s *system) {

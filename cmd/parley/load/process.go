@@ -63,29 +63,39 @@ func (w *watched) roots() map[int]bool {
 	return roots
 }
 
+// sample is what all of them told at one time.
+type sample struct {
+	at     time.Time
+	usage  map[string]Usage
+	caches map[string]CacheUse
+}
+
 // sample looks at all of them now. With memory it also reads the PSS, for which the kernel walks all pages and
-// holds up the process for some milliseconds: not while latency is measured.
-func (w *watched) sample(ctx context.Context, memory bool) (map[string]Usage, error) {
-	all := map[string]Usage{}
+// holds up the process for some milliseconds, as a scrape does on a small machine: not while latency is measured.
+func (w *watched) sample(ctx context.Context, memory bool) (sample, error) {
+	now := sample{at: time.Now(), usage: map[string]Usage{}, caches: map[string]CacheUse{}}
 	if len(w.pids) > 0 {
 		table, err := processes()
 		if err != nil {
-			return nil, err
+			return now, err
 		}
 		for _, name := range w.names {
-			if all[name], err = table.usage(w.pids[name], w.roots(), memory); err != nil {
-				return nil, fmt.Errorf("--pids: %s: %w", name, err)
+			if now.usage[name], err = table.usage(w.pids[name], w.roots(), memory); err != nil {
+				return now, fmt.Errorf("--pids: %s: %w", name, err)
 			}
 		}
 	}
 	for _, url := range w.metrics {
-		used, err := w.scrape(ctx, url)
+		metrics, err := w.ask(ctx, http.MethodGet, url+"/metrics", http.StatusOK)
 		if err != nil {
-			return nil, fmt.Errorf("--metrics: %w", err)
+			return now, fmt.Errorf("--metrics: %w", err)
 		}
-		all[url] = used
+		if now.usage[url], err = usageOf(metrics); err != nil {
+			return now, fmt.Errorf("--metrics: %s: %w", url, err)
+		}
+		addCaches(now.caches, metrics)
 	}
-	return all, nil
+	return now, nil
 }
 
 // peaks raises the resident memory in most, by name, to what is seen until an instant or the end of ctx, and at least once. It reads
@@ -107,8 +117,8 @@ func (w *watched) peaks(ctx context.Context, until time.Time, most map[string]in
 	}
 }
 
-// memory adds what each process and all below it hold now to a sample.
-func (w *watched) memory(sample map[string]Usage) error {
+// memory adds what each process and all below it hold now to what they have used.
+func (w *watched) memory(usage map[string]Usage) error {
 	if len(w.pids) == 0 {
 		return nil
 	}
@@ -121,22 +131,18 @@ func (w *watched) memory(sample map[string]Usage) error {
 		if err != nil {
 			return fmt.Errorf("--pids: %s: %w", name, err)
 		}
-		u := sample[name]
+		u := usage[name]
 		u.PSS = now.PSS
-		sample[name] = u
+		usage[name] = u
 	}
 	return nil
 }
 
-// scrape reads the process figures that every admin port has in its metrics.
-func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
-	body, err := w.get(ctx, url+"/metrics")
-	if err != nil {
-		return Usage{}, err
-	}
+// usageOf reads the figures of the process, which every admin port has in its metrics.
+func usageOf(metrics []byte) (Usage, error) {
 	var u Usage
 	found := 0
-	lines := bufio.NewScanner(bytes.NewReader(body))
+	lines := bufio.NewScanner(bytes.NewReader(metrics))
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), " ")
 		name, _, _ = strings.Cut(name, "{")
@@ -152,13 +158,9 @@ func (w *watched) scrape(ctx context.Context, url string) (Usage, error) {
 		}
 	}
 	if found < 2 {
-		return u, fmt.Errorf("%s/metrics tells nothing about its process", url)
+		return u, errors.New("the metrics tell nothing about their process")
 	}
 	return u, lines.Err()
-}
-
-func (w *watched) get(ctx context.Context, url string) ([]byte, error) {
-	return w.ask(ctx, http.MethodGet, url, http.StatusOK)
 }
 
 func (w *watched) ask(ctx context.Context, method, url string, want int) ([]byte, error) {

@@ -171,11 +171,11 @@ func (r *Report) judged(v *Verdict) {
 	r.Losses, r.Duplicates, r.Reordered = v.Violations["lost"], v.Violations["doubled"], v.Violations["reordered"]
 }
 
-// used fills in what the processes used between two samples.
-func (r *Report) used(before, after map[string]Usage) {
+// used fills in what the processes used between two samples; part of the time between them was the measured time.
+func (r *Report) used(before, after map[string]Usage, part float64) {
 	r.Processes = map[string]*Process{}
 	for name, end := range after {
-		p := &Process{CPUSeconds: round(end.CPU-before[name].CPU, 3), RSS: end.RSS, PSS: end.PSS}
+		p := &Process{CPUSeconds: round((end.CPU-before[name].CPU)*part, 3), RSS: end.RSS, PSS: end.PSS}
 		if r.AckedIn > 0 {
 			p.CPUPerThousand = round(p.CPUSeconds/float64(r.AckedIn)*1000, 4)
 		}

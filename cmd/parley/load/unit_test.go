@@ -217,6 +217,13 @@ func TestProcessesAreCountedOnce(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestUseIsThatOfTheMeasuredTime(t *testing.T) {
+	t.Parallel()
+	r := &Report{AckedIn: 2000}
+	r.used(map[string]Usage{"server": {CPU: 10}}, map[string]Usage{"server": {CPU: 12, RSS: 5, PSS: 7}}, 0.75)
+	require.Equal(t, &Process{CPUSeconds: 1.5, CPUPerThousand: 0.75, RSS: 5, PSS: 7}, r.Processes["server"])
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	t.Parallel()
 	good := Options{Scenario: scenarioDirect, URL: "ws://x", Mode: modeClosed, Wait: "both", Rate: 1, Procs: 1, Dials: 1, Size: 1, Pairs: 1, RecordLimit: 1}
