@@ -60,9 +60,13 @@ func (m *measurer) besideReference(t *testing.T) {
 		} {
 			r := theirs.measure(append(one.theirs, "-dur", m.duration())...)
 			f := m.load(ours, one.ours...)
-			m.sayf("reference %s: rate %.2f times (%.0f to %.0f), CPU %.2f times (%.3f to %.3f), delivery p50 %.2f to %.2f, p99 %.2f to %.2f ms, connects %.0f to %.0f/s",
+			if r.Connects > 0 {
+				m.sayf("reference %s: connects %.2f times (%.0f to %.0f/s)", one.theirs[1], f.ConnectsPerSecond/r.Connects, f.ConnectsPerSecond, r.Connects)
+				continue
+			}
+			m.sayf("reference %s: rate %.2f times (%.0f to %.0f), CPU %.2f times (%.3f to %.3f), delivery p50 %.2f to %.2f, p99 %.2f to %.2f ms",
 				one.theirs[1], f.MessagesPerSecond/r.Rate, f.MessagesPerSecond, r.Rate, f.cpu()/r.CPU, f.cpu(), r.CPU,
-				f.Delivery.P50, r.Delivery.P50, f.Delivery.P99, r.Delivery.P99, f.ConnectsPerSecond, r.Connects)
+				f.Delivery.P50, r.Delivery.P50, f.Delivery.P99, r.Delivery.P99)
 		}
 		// What leastConnects is made of: how the reference and the yardstick compare.
 		m.sayf("connects to the yardstick: %.0f/s", m.load(bare, idle...).ConnectsPerSecond)
