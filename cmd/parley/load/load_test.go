@@ -3,6 +3,7 @@ package load
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -220,7 +221,7 @@ func testFull(t *testing.T, s *system) {
 func testGone(t *testing.T, s *system) {
 	t.Helper()
 	o := s.options(540)
-	o.Pairs, o.PIDs = 10, "server=2147483647" // more than Linux gives
+	o.Pairs, o.PIDs = 10, fmt.Sprintf("server=%d,postgres=2147483647", s.PIDs["stack"]) // more than Linux gives
 	_, err := runPlanted(t.Context(), o, io.Discard, plant{})
 	require.ErrorContains(t, err, "there is no process 2147483647")
 }
