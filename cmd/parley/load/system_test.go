@@ -18,15 +18,25 @@ import (
 
 	"github.com/parleychat/parley/cmd/parley/dev"
 	"github.com/parleychat/parley/cmd/parley/seed"
+	"github.com/parleychat/parley/cmd/parley/stack"
 )
 
 // asProgram makes this test program be `parley`, so that it can be its own server and its
 // own client processes.
 const asProgram = "PARLEY_LOAD_TEST_PROGRAM"
 
+// asServer as its value: it ends with the test program, however that ends.
+const asServer = "server"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) == "" && (len(os.Args) < 2 || os.Args[1] != workerCommand) {
 		os.Exit(m.Run())
+	}
+	if os.Getenv(asProgram) == asServer {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin) // the other end is closed by its death at the latest
+			_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}()
 	}
 	root := &cobra.Command{Use: "parley", SilenceUsage: true, SilenceErrors: true}
 	root.AddCommand(dev.Command(), seed.Command(), Command(), WorkerCommand())
@@ -56,8 +66,11 @@ type system struct {
 func startSystem(t *testing.T, people int, env ...string) *system {
 	t.Helper()
 	data := filepath.Join(t.TempDir(), "data")
+	t.Cleanup(func() { require.NoError(t, stack.Wipe(data)) }) // PostgreSQL's files may have had to go elsewhere
 	cmd := program(t, "dev", "--data", data, "--json", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-	cmd.Env = append(cmd.Env, env...)
+	cmd.Env = append(append(cmd.Env, asProgram+"="+asServer), env...)
+	_, err := cmd.StdinPipe()
+	require.NoError(t, err)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second
 	var messages bytes.Buffer
