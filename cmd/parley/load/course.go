@@ -80,7 +80,7 @@ func (c *course) direct(ctx context.Context) error {
 		return used.err
 	}
 	c.gather(outcomes)
-	c.report.used(used.before.usage, used.after.usage, c.report.Seconds/used.after.at.Sub(used.before.at).Seconds())
+	c.report.used(used.before.usage, used.after.usage, used.part(at.Add(c.o.Warmup), c.report.Seconds))
 	for name, p := range c.report.Processes {
 		p.RSSPeak = used.peak[name]
 	}
@@ -131,6 +131,16 @@ type used struct {
 	// peak is the most resident memory that was seen from the first sample to the last answer.
 	peak map[string]int64
 	err  error
+}
+
+// part is which part of what was used between the samples counts for the measured time: all but what was used before it. Who
+// waits for the last answers after it uses next to nothing, however long that takes.
+func (u *used) part(begin time.Time, seconds float64) float64 {
+	ahead := begin.Sub(u.before.at).Seconds()
+	if ahead <= 0 {
+		return 1
+	}
+	return seconds / (seconds + ahead)
 }
 
 const (

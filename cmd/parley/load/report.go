@@ -171,7 +171,7 @@ func (r *Report) judged(v *Verdict) {
 	r.Losses, r.Duplicates, r.Reordered = v.Violations["lost"], v.Violations["doubled"], v.Violations["reordered"]
 }
 
-// used fills in what the processes used between two samples; part of the time between them was the measured time.
+// used fills in what the processes used between two samples, of which the given part counts.
 func (r *Report) used(before, after map[string]Usage, part float64) {
 	r.Processes = map[string]*Process{}
 	for name, end := range after {

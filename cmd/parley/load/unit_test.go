@@ -222,6 +222,13 @@ func TestUseIsThatOfTheMeasuredTime(t *testing.T) {
 	r := &Report{AckedIn: 2000}
 	r.used(map[string]Usage{"server": {CPU: 10}}, map[string]Usage{"server": {CPU: 12, RSS: 5, PSS: 7}}, 0.75)
 	require.Equal(t, &Process{CPUSeconds: 1.5, CPUPerThousand: 0.75, RSS: 5, PSS: 7}, r.Processes["server"])
+
+	begin := time.Now()
+	u := used{before: sample{at: begin.Add(-time.Second)}, after: sample{at: begin.Add(time.Minute)}}
+	require.InDelta(t, 0.75, u.part(begin, 3), 1e-9, "a load that ended early waits for its last answers; that is not used")
+	require.Zero(t, u.part(begin, 0))
+	u.before.at = begin.Add(time.Millisecond)
+	require.InDelta(t, 1, u.part(begin, 3), 1e-9, "without a warm-up nothing is before it")
 }
 
 func TestOptionsAreChecked(t *testing.T) {
